@@ -1,0 +1,7 @@
+"""YAML and dotlist arguments to frozen dataclasses, with every mistake told at once."""
+
+from topklm.config.build import build, to_dict
+from topklm.config.describe import describe
+from topklm.config.load import load_config, read_yaml, save_config
+
+__all__ = ["build", "describe", "load_config", "read_yaml", "save_config", "to_dict"]

@@ -1,0 +1,107 @@
+"""`config=FILE key=value ...` to a configuration: defaults <- file <- dotlist, as in Meta Lingua."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from topklm.config.build import build, to_dict
+from topklm.errors import ConfigError, Problem
+
+T = TypeVar("T")
+log = logging.getLogger("topklm.config")
+
+
+def load_config(schema: type[T], args: Sequence[str]) -> T:
+    """Read `config=FILE` and `key.path=value` arguments into a `schema`.
+
+    Later arguments win over earlier ones and over the file. Values are YAML (`topk=null`, `data.sources={a: 1}`),
+    `${other.key}` refers to another key. Raises `ConfigError` with every problem found, before anything else is
+    done; keys of Meta Lingua that have no effect here are named in one warning.
+    """
+    problems: list[Problem] = []
+    files = [arg.removeprefix("config=") for arg in args if arg.startswith("config=")]
+    if len(files) > 1:
+        problems.append(Problem("config", f"given {len(files)} times; give one file"))
+    # The defaults come first, so that interpolations see them and a dotlist key meets a null section as null.
+    data = _overlay(to_dict(schema()), read_yaml(Path(files[0])) if files else {})
+    for arg in args:
+        if not arg.startswith("config="):
+            problems += _apply(data, arg)
+    try:
+        data = OmegaConf.to_container(OmegaConf.create(data), resolve=True)  # type: ignore[assignment]
+    except OmegaConfBaseException as error:
+        raise ConfigError(
+            [*problems, Problem("", f"an interpolation cannot be resolved: {error}")]
+        ) from error
+    unused: list[Problem] = []
+    try:
+        config = build(schema, data, unused=unused)
+    except ConfigError as error:
+        raise ConfigError([*problems, *error.problems]) from None
+    if problems:
+        raise ConfigError(problems)
+    if unused:
+        log.warning("keys without effect here: %s", "; ".join(map(str, unused)))
+    return config
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file as a plain dictionary, interpolations unresolved. Raises `ConfigError`."""
+    if not path.is_file():
+        near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise ConfigError(
+            f"config file {path} does not exist" + (f"; there are: {', '.join(near)}" if near else "")
+        )
+    try:
+        data = OmegaConf.to_container(OmegaConf.load(path))
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path} must hold a mapping of keys to values")
+    return {str(key): value for key, value in data.items()}
+
+
+def save_config(config: Any, path: Path) -> None:
+    """Write a configuration (a dataclass or a dictionary) as YAML."""
+    OmegaConf.save(OmegaConf.create(config if isinstance(config, dict) else to_dict(config)), path)
+
+
+def _apply(data: dict[str, Any], arg: str) -> list[Problem]:
+    """Set one `a.b=value` in `data`, or say why not."""
+    key, eq, text = arg.partition("=")
+    if not eq or not key:
+        return [Problem(arg, "is not of the form key=value")]
+    try:
+        value = OmegaConf.to_container(OmegaConf.create(f"value: {text}"))["value"] if text else ""  # type: ignore[index, call-overload]
+    except (YAMLError, OmegaConfBaseException):
+        return [Problem(key, f"{text!r} is not valid YAML; quote it")]
+    *parents, leaf = key.split(".")
+    node = data
+    for depth, name in enumerate(parents):
+        section = ".".join(parents[: depth + 1])
+        if node.get(name, {}) is None:
+            inner = ".".join([*parents[depth + 1 :], leaf])
+            return [
+                Problem(
+                    key,
+                    f"the section {section} is null here; give a whole section, {section}={{{inner}: {text}}}",
+                )
+            ]
+        node = node.setdefault(name, {})
+        if not isinstance(node, dict):
+            return [Problem(key, f"{section} is a value, not a section")]
+    node[leaf] = value
+    return []
+
+
+def _overlay(base: Any, top: Any) -> Any:
+    if isinstance(base, dict) and isinstance(top, dict):
+        return {**base, **{key: _overlay(base.get(key), value) for key, value in top.items()}}
+    return top

@@ -1,0 +1,62 @@
+"""What can go wrong, as types. Every error says what to do; each has the exit code of the programs in `apps/`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a configuration."""
+
+    key: str
+    """Dotted key, relative to the section that reports it; the loader adds the section's own path."""
+    message: str
+    """The value, the rule it breaks, and what to do."""
+
+    def under(self, path: str) -> Problem:
+        return Problem(".".join(part for part in (path, self.key) if part), self.message)
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.message}" if self.key else self.message
+
+
+class TopklmError(Exception):
+    """Base of every error that this project raises on purpose."""
+
+    exit_code = 1
+
+
+class ConfigError(TopklmError):
+    """The configuration is wrong. Holds all problems, not only the first."""
+
+    exit_code = 2
+
+    def __init__(self, problems: str | Iterable[Problem]):
+        self.problems = [Problem("", problems)] if isinstance(problems, str) else list(problems)
+        n = len(self.problems)
+        lines = "\n".join(f"  - {problem}" for problem in self.problems)
+        super().__init__(str(self.problems[0]) if n == 1 else f"{n} problems in the configuration:\n{lines}")
+
+
+class DataError(TopklmError):
+    """Documents, token shards or tokenizers are broken, missing, or not what the run was started with."""
+
+    exit_code = 3
+
+
+class NonFiniteError(TopklmError):
+    """A loss or gradient is NaN or infinite; the optimizer step was not taken and nothing was saved."""
+
+    exit_code = 4
+
+
+class CheckpointError(TopklmError):
+    """A checkpoint is missing, incomplete, damaged, or does not fit."""
+
+    exit_code = 5
+
+
+EXIT_PREEMPTED = 75
+"""Stopped by a signal after saving: start the same command again to go on (EX_TEMPFAIL, which SLURM requeues on)."""
