@@ -75,9 +75,7 @@ class _Builder:
             elif key in unused_keys:
                 self.unused.append(Problem(where, unused_keys[key]))
             else:
-                self.problems.append(
-                    Problem(where, "unknown key" + self.nearest(str(key), where, fields, path))
-                )
+                self.problems.append(Problem(where, "unknown key" + self.nearest(str(key), where, fields, path)))
         return schema(**values)
 
     def nearest(self, key: str, where: str, fields: set[str], path: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import itertools
 import textwrap
 from collections.abc import Iterator
 from typing import Any, get_type_hints
@@ -22,12 +23,8 @@ def field_docs(schema: type) -> dict[str, str]:
     """The docstring literal under each field of a dataclass, on one line."""
     body = ast.parse(textwrap.dedent(inspect.getsource(schema))).body[0].body  # type: ignore[attr-defined]
     docs = {}
-    for field, literal in zip(body, body[1:], strict=False):
-        if (
-            isinstance(field, ast.AnnAssign)
-            and isinstance(field.target, ast.Name)
-            and isinstance(literal, ast.Expr)
-        ):
+    for field, literal in itertools.pairwise(body):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(literal, ast.Expr):
             docs[field.target.id] = " ".join(str(ast.literal_eval(literal.value)).split())
     return docs
 
@@ -36,16 +33,12 @@ def _lines(schema: type, path: str) -> Iterator[str]:
     docs, hints = field_docs(schema), get_type_hints(schema)
     for field in dataclasses.fields(schema):
         key, section = f"{path}{field.name}", section_of(hints[field.name])
-        doc = textwrap.fill(
-            docs.get(field.name, ""), 100, initial_indent="      ", subsequent_indent="      "
-        )
+        doc = textwrap.fill(docs.get(field.name, ""), 100, initial_indent="      ", subsequent_indent="      ")
         if section is None:
             yield f"  {key}: {_type_name(field.type)} = {_default(field)}" + (f"\n{doc}" if doc else "")
         else:
             yield (
-                f"\n  {key}:"
-                + (" (null by default)" if field.default is None else "")
-                + (f"\n{doc}" if doc else "")
+                f"\n  {key}:" + (" (null by default)" if field.default is None else "") + (f"\n{doc}" if doc else "")
             )
             yield from _lines(section, f"{key}.")
 
@@ -55,5 +48,6 @@ def _type_name(annotation: Any) -> str:
 
 
 def _default(field: dataclasses.Field[Any]) -> str:
-    value = field.default if field.default is not dataclasses.MISSING else field.default_factory()  # type: ignore[misc]
+    factory = field.default_factory
+    value = field.default if factory is dataclasses.MISSING else factory()
     return "null" if value is None else repr(value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,16 +30,14 @@ def load_config(schema: type[T], args: Sequence[str]) -> T:
     if len(files) > 1:
         problems.append(Problem("config", f"given {len(files)} times; give one file"))
     # The defaults come first, so that interpolations see them and a dotlist key meets a null section as null.
-    data = _overlay(to_dict(schema()), read_yaml(Path(files[0])) if files else {})
+    tree = _overlay(to_dict(schema()), read_yaml(Path(files[0])) if files else {})
     for arg in args:
         if not arg.startswith("config="):
-            problems += _apply(data, arg)
+            problems += _apply(tree, arg)
     try:
-        data = OmegaConf.to_container(OmegaConf.create(data), resolve=True)  # type: ignore[assignment]
+        data: Any = OmegaConf.to_container(OmegaConf.create(tree), resolve=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(
-            [*problems, Problem("", f"an interpolation cannot be resolved: {error}")]
-        ) from error
+        raise ConfigError([*problems, Problem("", f"an interpolation cannot be resolved: {error}")]) from error
     unused: list[Problem] = []
     try:
         config = build(schema, data, unused=unused)
@@ -56,9 +54,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file as a plain dictionary, interpolations unresolved. Raises `ConfigError`."""
     if not path.is_file():
         near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        raise ConfigError(
-            f"config file {path} does not exist" + (f"; there are: {', '.join(near)}" if near else "")
-        )
+        raise ConfigError(f"config file {path} does not exist" + (f"; there are: {', '.join(near)}" if near else ""))
     try:
         data = OmegaConf.to_container(OmegaConf.load(path))
     except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
@@ -79,7 +75,8 @@ def _apply(data: dict[str, Any], arg: str) -> list[Problem]:
     if not eq or not key:
         return [Problem(arg, "is not of the form key=value")]
     try:
-        value = OmegaConf.to_container(OmegaConf.create(f"value: {text}"))["value"] if text else ""  # type: ignore[index, call-overload]
+        parsed: Any = OmegaConf.to_container(OmegaConf.create(f"value: {text}"))
+        value = parsed["value"] if text else ""
     except (YAMLError, OmegaConfBaseException):
         return [Problem(key, f"{text!r} is not valid YAML; quote it")]
     *parents, leaf = key.split(".")

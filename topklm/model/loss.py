@@ -1,0 +1,78 @@
+"""Cross-entropy of a linear head that never holds the logits of the whole batch.
+
+`F.cross_entropy(head(h).float(), targets)` needs N x V fp32 logits and as much for their gradient: 8 GB for 32k tokens
+and 32k pieces. Here the tokens go through in chunks, and the gradients of h and of the head are made in the forward
+pass, chunk by chunk, since the softmax is at hand there: the same matrix products as the plain form, no recomputation.
+`scripts/bench_loss.py` compares with the plain form and with torch's own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORE = -100
+"""Target of a position that is not scored."""
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int = 1024) -> Tensor:
+    """Sum over tokens of -ln softmax(hidden @ weight.T)[target], in nats.
+
+    hidden [N, D], weight [V, D], targets [N] (int64; `IGNORE` is left out). Returns a scalar, fp32 (fp64 for fp64
+    inputs). Logits are products in the inputs' dtype, softmax and sums are fp32; the head's gradient is summed over
+    the chunks in fp32 as well.
+    """
+    return _LinearCrossEntropy.apply(hidden, weight, targets, chunk)
+
+
+def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int = 1024) -> Tensor:
+    """The loss of each token, [N] fp32 nats, 0 where the target is `IGNORE`. For evaluation: no gradient."""
+    with torch.no_grad():
+        parts = [
+            F.cross_entropy(_logits(h, weight), t, ignore_index=IGNORE, reduction="none")
+            for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True)
+        ]
+    return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
+
+
+def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
+    logits = hidden @ weight.T  # [n, V]
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> Tensor:
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        total = hidden.new_zeros((), dtype=wide)
+        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.zeros_like(weight, dtype=wide) if ctx.needs_input_grad[1] else None
+        for start in range(0, hidden.shape[0], chunk):
+            part = slice(start, start + chunk)
+            h, target = hidden[part], targets[part]
+            logits = _logits(h, weight)  # [n, V]
+            total += F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="sum")
+            if grad_hidden is None and grad_weight is None:
+                continue
+            # d loss / d logits = softmax - one_hot, and 0 for tokens that are not scored
+            scored = target != IGNORE
+            grad = logits.softmax(-1)
+            grad[torch.arange(len(target), device=target.device), target.where(scored, 0)] -= 1
+            grad = torch.where(scored[:, None], grad, 0).to(hidden.dtype)
+            if grad_hidden is not None:
+                torch.mm(grad, weight, out=grad_hidden[part])
+            if grad_weight is not None:
+                grad_weight += grad.T @ h
+        # The head's gradient keeps the weight's dtype between forward and backward: that is what autograd returns.
+        ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad_output,) = grads
+        grad_hidden, grad_weight = ctx.saved_tensors
+        scaled = [None if g is None else g * grad_output.to(g.dtype) for g in (grad_hidden, grad_weight)]
+        return scaled[0], scaled[1], None, None

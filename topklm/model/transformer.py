@@ -1,0 +1,160 @@
+"""The Llama transformer: Meta Lingua's parameter names, sizes and numerics. Knows nothing of parallelism or TopK.
+
+Pre-norm blocks, RMSNorm in fp32, rotary embeddings on interleaved pairs, grouped-query attention, SwiGLU, no biases.
+There are no buffers: what is not a parameter is computed, so nothing can be lost on the way through the meta device
+or rounded by `.to(dtype)`.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from topklm.model.config import ModelConfig
+from topklm.model.init import init_weights
+from topklm.model.loss import linear_cross_entropy, token_losses
+
+
+class Transformer(nn.Module):
+    """A decoder-only language model.
+
+    `model(tokens)` gives logits [B, T, V]; `model(tokens, targets)` the mean loss in nats over the targets that are
+    not `IGNORE` (reduction "sum": their sum; "none": one value per token, [B, T], without gradient).
+    Weights are initialised from `config.seed`, unless the module is built on the meta device.
+    """
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
+        self.layers = nn.ModuleList(TransformerBlock(config) for _ in range(config.n_layers))
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        if not config.weight_tying:
+            self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+        if not self.tok_embeddings.weight.is_meta:
+            init_weights(self, config)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The unembedding matrix [V, D]."""
+        return self.tok_embeddings.weight if self.config.weight_tying else self.output.weight
+
+    def forward(
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        *,
+        document_ids: Tensor | None = None,
+        reduction: str = "mean",
+    ) -> Tensor:
+        """tokens, targets, document_ids: [B, T] int64. With document_ids, attention stays inside a document."""
+        h = self.norm(self.hidden(tokens, document_ids))  # [B, T, D]
+        if targets is None:
+            return F.linear(h, self.head_weight)  # [B, T, V]
+        flat, chunk = (h.flatten(0, 1), self.head_weight, targets.flatten()), self.config.loss_chunk
+        if reduction == "none":
+            return token_losses(*flat, chunk).view_as(targets)
+        total = linear_cross_entropy(*flat, chunk)
+        return total if reduction == "sum" else total / (targets >= 0).sum()
+
+    def hidden(self, tokens: Tensor, document_ids: Tensor | None = None) -> Tensor:
+        """The residual stream after the last block, [B, T, D], before the final norm."""
+        h = self.tok_embeddings(tokens)
+        rope = rotary_table(tokens.shape[1], self.config.head_width, self.config.rope_theta, h)
+        mask = None if document_ids is None else same_document_mask(document_ids)
+        for layer in self.layers:
+            h = layer(h, rope, mask)
+        return h
+
+    def load_state_dict(self, state_dict, *args, **kwargs):  # type: ignore[no-untyped-def]
+        """As in torch; Lingua's tied models repeat the embedding as `output.tied_module.weight`, which is accepted."""
+        kept = {k: v for k, v in state_dict.items() if k != "output.tied_module.weight"}
+        return super().load_state_dict(kept, *args, **kwargs)
+
+
+class TransformerBlock(nn.Module):
+    """h = x + Attn(norm(x)); returns residual(h, FFN(norm(h))). x: [B, T, D]."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.attention = Attention(config)
+        self.feed_forward = FeedForward(config.dim, config.ffn_width)
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
+        self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None = None) -> Tensor:
+        h = x + self.attention(self.attention_norm(x), rope, mask)
+        return self.residual(h, self.feed_forward(self.ffn_norm(h)))
+
+    def residual(self, stream: Tensor, update: Tensor) -> Tensor:
+        """The block's last addition to the residual stream: the seam where an activation, or a fused kernel, enters."""
+        return stream + update
+
+
+class Attention(nn.Module):
+    """Causal attention with grouped key/value heads through SDPA."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.head_width = config.head_width
+        self.grouped = config.kv_heads != config.heads
+        self.wq = nn.Linear(config.dim, config.heads * config.head_width, bias=False)
+        self.wk = nn.Linear(config.dim, config.kv_heads * config.head_width, bias=False)
+        self.wv = nn.Linear(config.dim, config.kv_heads * config.head_width, bias=False)
+        self.wo = nn.Linear(config.heads * config.head_width, config.dim, bias=False)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+        q, k, v = (w(x).unflatten(-1, (-1, self.head_width)) for w in (self.wq, self.wk, self.wv))  # [B, T, H, d]
+        q, k = rotate(q, *rope), rotate(k, *rope)
+        q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # [B, H, T, d]
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=self.grouped)
+        return self.wo(out.transpose(1, 2).flatten(2))  # [B, T, D]
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: w2(silu(w1 x) * w3 x)."""
+
+    def __init__(self, dim: int, ffn_dim: int):
+        super().__init__()
+        self.w1 = nn.Linear(dim, ffn_dim, bias=False)
+        self.w3 = nn.Linear(dim, ffn_dim, bias=False)
+        self.w2 = nn.Linear(ffn_dim, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight over the last dimension, in fp32 (fp64 for fp64), cast back."""
+
+    def __init__(self, dim: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return F.rms_norm(x.to(wide), self.weight.shape, self.weight.to(wide), self.eps).type_as(x)
+
+
+def rotary_table(length: int, head_width: int, theta: float, like: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin of position * theta^(-2j / head_width), each [T, head_width / 2]; fp32, or fp64 if `like` is."""
+    wide = torch.promote_types(like.dtype, torch.float32)
+    pairs = torch.arange(0, head_width, 2, device=like.device, dtype=wide)
+    frequencies = theta ** (-pairs / head_width)
+    angles = torch.outer(torch.arange(length, device=like.device, dtype=wide), frequencies)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary embedding on interleaved pairs (x[2j], x[2j+1]). x: [B, T, H, d]; cos, sin: [T, d / 2]."""
+    even, odd = x.to(cos.dtype).unflatten(-1, (-1, 2)).unbind(-1)  # [B, T, H, d/2]
+    cos, sin = cos[:, None], sin[:, None]  # [T, 1, d/2]
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2).type_as(x)
+
+
+def same_document_mask(document_ids: Tensor) -> Tensor:
+    """[B, 1, T, T] bool: position i may attend to j <= i of its own document. document_ids: [B, T]."""
+    same = document_ids[:, :, None] == document_ids[:, None, :]
+    return same.tril()[:, None]

@@ -1,0 +1,197 @@
+"""Where the model runs: process group, mesh, activation checkpointing, compile, FSDP2, in this order."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import ClassVar, Literal
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+from topklm.errors import ConfigError, Problem
+from topklm.sparsity import SAVED_OPS
+
+log = logging.getLogger("topklm.train")
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistributedConfig:
+    """Parallelism, precision and memory, in Meta Lingua's names."""
+
+    unused_keys: ClassVar[dict[str, str]] = {
+        "float8_filter": "there is no float8 training here",
+        "spawn_method": "workers of the loader are forked",
+        "allow_bf16_reduced_precision_reduction": "torch's default is kept",
+    }
+
+    dp_shard: int | None = None
+    """Ranks that share one copy of the weights; null: all of them (full_shard) or 1 (no_shard)."""
+    dp_replicate: int | None = None
+    """Copies of the sharded weights (HSDP), typically one per node; null: what dp_shard leaves."""
+    tp_size: int = 1
+    """Tensor parallelism; only 1."""
+    fsdp_type: Literal["no_shard", "full_shard"] = "full_shard"
+    """full_shard: parameters, gradients and optimizer state are spread over dp_shard ranks; no_shard: replicated."""
+    model_dtype: Literal["fp32", "fp16", "bf16"] = "bf16"
+    """Dtype of compute. Master weights, optimizer state and gradient reduction are fp32 whatever it is."""
+    compile: bool = False
+    """torch.compile each block."""
+    compile_cache_size_limit: int = 16
+    """Recompilations allowed per block; a TopK model needs two graphs (annealing, pure) beside the dense block's,
+    each for training and for evaluation."""
+    selective_activation_checkpointing: bool = False
+    """Lingua's switch; the same as activation_checkpointing=selective."""
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    """selective keeps matrix products and attention, full keeps only the blocks' inputs; both keep the TopK selection."""
+    matmul_allow_tf32: bool = False
+    """TF32 for fp32 matrix products on GPU."""
+    detect_anomaly: bool = False
+    """Autograd's anomaly detection: slow, names the operation that made a NaN."""
+    float8_recipe: str | None = None
+    """Only null."""
+    timeout_minutes: float = 15.0
+    """A collective that waits longer ends the job, instead of hanging when a rank has died."""
+
+    @property
+    def checkpointing(self) -> str:
+        """The mode of activation checkpointing after Lingua's switch."""
+        return "selective" if self.selective_activation_checkpointing else self.activation_checkpointing
+
+    def problems(self) -> Iterator[Problem]:
+        for name in ("dp_shard", "dp_replicate"):
+            if (getattr(self, name) or 1) < 1:
+                yield Problem(name, f"{getattr(self, name)} is below 1; leave it null for all ranks")
+        if self.tp_size != 1:
+            yield Problem("tp_size", f"{self.tp_size}: there is no tensor parallelism here, only 1")
+        if self.float8_recipe is not None:
+            yield Problem("float8_recipe", "there is no float8 training here, only null")
+        if self.selective_activation_checkpointing and self.activation_checkpointing == "full":
+            yield Problem("activation_checkpointing", "full contradicts selective_activation_checkpointing: true")
+        if self.fsdp_type == "no_shard" and (self.dp_shard or 1) > 1:
+            yield Problem("dp_shard", f"{self.dp_shard} contradicts fsdp_type: no_shard")
+        if self.timeout_minutes <= 0 or self.compile_cache_size_limit < 1:
+            yield Problem("timeout_minutes" if self.timeout_minutes <= 0 else "compile_cache_size_limit", "too small")
+
+    def mesh_shape(self, world_size: int) -> tuple[int, int]:
+        """(dp_replicate, dp_shard) for `world_size` ranks. Raises `ConfigError` if they do not multiply to it."""
+        shard, replicate = self.dp_shard, self.dp_replicate
+        if shard is None:
+            shard = 1 if self.fsdp_type == "no_shard" else max(1, world_size // (replicate or 1))
+        if replicate is None:
+            replicate = max(1, world_size // shard)
+        if shard * replicate != world_size:
+            raise ConfigError(
+                [
+                    Problem(
+                        "distributed.dp_shard",
+                        f"dp_replicate {replicate} x dp_shard {shard} is not the world size {world_size}; "
+                        "leave one of them null",
+                    )
+                ]
+            )
+        return replicate, shard
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the ranks that torchrun started."""
+
+    rank: int
+    local_rank: int
+    size: int
+    device: torch.device
+    cpu_group: dist.ProcessGroup | None = None
+    """A gloo group for agreements between hosts; None for a single process."""
+    mesh: DeviceMesh | None = None
+    """(dp_replicate, dp_shard); None where the model is not wrapped in FSDP2."""
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def world_from_env() -> World:
+    """Rank, world size and device, from torchrun's environment variables. Touches no GPU and no process group."""
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    return World(int(os.environ.get("RANK", 0)), local_rank, int(os.environ.get("WORLD_SIZE", 1)), device)
+
+
+def start(world: World, config: DistributedConfig) -> World:
+    """Set precision flags and open the process group and the mesh.
+
+    A single process that computes in fp32 needs neither; in bf16 it is sharded over itself, which gives fp32 master
+    weights by the same code as on many ranks.
+    """
+    torch.set_float32_matmul_precision("high" if config.matmul_allow_tf32 else "highest")
+    torch.autograd.set_detect_anomaly(config.detect_anomaly)
+    torch._dynamo.config.recompile_limit = config.compile_cache_size_limit
+    if world.device.type == "cuda":
+        torch.cuda.set_device(world.device)
+    if world.size == 1 and config.model_dtype == "fp32":
+        return world
+    shape = config.mesh_shape(world.size)
+    timeout = timedelta(minutes=config.timeout_minutes)
+    backend = "cpu:gloo,cuda:nccl" if world.device.type == "cuda" else "gloo"
+    if world.size == 1:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    else:
+        dist.init_process_group(backend, timeout=timeout)
+    mesh = init_device_mesh(world.device.type, shape, mesh_dim_names=("dp_replicate", "dp_shard"))
+    cpu_group = dist.new_group(backend="gloo", timeout=timeout)
+    return World(world.rank, world.local_rank, world.size, world.device, cpu_group, mesh)
+
+
+def parallelize(model: nn.Module, world: World, config: DistributedConfig) -> None:
+    """Apply activation checkpointing, compile and FSDP2 to a model (already sparsified) with `.layers`, in place.
+
+    The names in its state dict stay. Parameters may be on the meta device.
+    """
+    layers = model.get_submodule("layers")
+    if config.checkpointing != "none":
+        for name, block in layers.named_children():
+            layers.register_module(name, _checkpointed(block, config.checkpointing))
+    if config.compile:
+        for block in layers.children():
+            # Only forward: FSDP2's hooks stay outside the graph, and no name in the state dict changes.
+            block.forward = torch.compile(block.forward)  # type: ignore[method-assign]
+    if world.mesh is None:
+        return
+    dtype = DTYPES[config.model_dtype]
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    for block in layers.children():
+        fully_shard(block, mesh=world.mesh, mp_policy=policy)
+    fully_shard(model, mesh=world.mesh, mp_policy=policy)
+
+
+def _checkpointed(block: nn.Module, mode: str) -> nn.Module:
+    """Recompute a block in the backward pass, except for the operations of its mode and the TopK selection."""
+    from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+
+    aten = torch.ops.aten
+    kept = set(SAVED_OPS)
+    if mode == "selective":
+        kept |= {
+            aten.mm.default,
+            aten.addmm.default,
+            aten._scaled_dot_product_flash_attention.default,
+            aten._scaled_dot_product_efficient_attention.default,
+            aten._scaled_dot_product_cudnn_attention.default,
+            aten._scaled_dot_product_flash_attention_for_cpu.default,
+        }
+
+    def policy(ctx: object, op: object, *args: object, **kwargs: object) -> CheckpointPolicy:
+        return CheckpointPolicy.MUST_SAVE if op in kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+    return checkpoint_wrapper(
+        block, context_fn=lambda: create_selective_checkpoint_contexts(policy), preserve_rng_state=False
+    )
