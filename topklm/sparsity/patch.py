@@ -1,0 +1,144 @@
+"""`sparsify`: an activation on the residual stream after the first L - n blocks of any stack, in place.
+
+A block's `__class__` becomes a subclass that is made once per block class. So parameters and state-dict keys keep
+their names, all blocks share one compiled graph, a deepcopy runs its own weights, and activation checkpointing,
+torch.compile and FSDP2 see an ordinary module. (Forward hooks are skipped by a compiled or wrapped block, a
+replaced `forward` of a deepcopy runs the original's weights, one subclass per block hits the recompile limit.)
+
+A class with the residual seam `residual(self, stream, update) -> stream + update` has the activation there, where
+a fused kernel can take over the sum; other classes have it on the output of `forward`, or on its first element.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import functools
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from topklm.errors import ConfigError
+from topklm.sparsity.blocks import check_untouched, find_blocks, stream_dim
+from topklm.sparsity.config import TopKConfig
+from topklm.sparsity.registry import build_activation
+
+_STATE = "_topk"
+"""Attribute of a block that holds the model's `SparseState`; the plain object is in no state dict."""
+
+
+class SparseState:
+    """What the sparse blocks of one model share: the activation and alpha.
+
+    `alpha` is a 0-d fp32 tensor on the CPU, whatever the model's device. Kernels on other devices get it as an
+    argument by value when they are launched (eager and Inductor both do), so no kernel in flight can see a later
+    value, no step copies anything, and no sync is needed. It is no buffer: `to_empty` and `.to(bf16)` pass it by.
+    """
+
+    def __init__(self, cfg: TopKConfig) -> None:
+        self.cfg = cfg
+        self.activation = build_activation(cfg)
+        self.alpha = torch.zeros((), dtype=torch.float32, device="cpu")
+        self.value = 0.0
+        # The only thing that a compiled graph depends on: one graph for annealing, one for pure TopK.
+        self.annealing = False
+        self.recorder: Any = None
+
+    def __call__(self, block: nn.Module, x: Tensor) -> Tensor:
+        if self.recorder is not None:
+            self.recorder.see(block, x)
+        return self.activation(x, self.alpha if self.annealing else None)
+
+
+def _new_sparse(base: Any, *args: Any) -> nn.Module:
+    cls = sparse_class(base)
+    return cls.__new__(cls, *args)
+
+
+@functools.cache
+def sparse_class(base: Any) -> Any:
+    """The subclass of a block class that ends in the activation. The same object for the same class, always."""
+
+    def residual(self: Any, stream: Tensor, update: Tensor) -> Tensor:
+        return self._topk(self, base.residual(self, stream, update))
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        out = base.forward(self, *args, **kwargs)
+        if isinstance(out, tuple):
+            return (self._topk(self, out[0]), *out[1:])
+        return self._topk(self, out)
+
+    def extra_repr(self: Any) -> str:
+        cfg = self._topk.cfg
+        return ", ".join(filter(None, (base.extra_repr(self), f"activation={cfg.activation}, k={cfg.k}")))
+
+    def reduce_ex(self: Any, protocol: Any) -> Any:
+        # The class lives in no module: pickle and deepcopy make it again from its base.
+        make, args, *rest = base.__reduce_ex__(self, protocol)
+        if make is copyreg.__newobj__ and args[0] is cls:  # type: ignore[attr-defined]
+            make, args = _new_sparse, (base, *args[1:])
+        return (make, args, *rest)
+
+    seam = {"residual": residual} if hasattr(base, "residual") else {"forward": forward}
+    members = {**seam, "extra_repr": extra_repr, "__reduce_ex__": reduce_ex, "__doc__": base.__doc__}
+    cls = type(f"TopK{base.__name__}", (base,), {**members, "__module__": base.__module__})
+    return cls
+
+
+def sparsify(model: nn.Module, cfg: TopKConfig | None, blocks: nn.ModuleList | str | None = None) -> nn.Module:
+    """Keep only k entries of the residual stream after each of the first L - n blocks; in place, returns `model`.
+
+    `blocks`: the stack of L blocks, or its attribute path; default `model.layers` or `model.model.layers`. The
+    blocks take and return the residual stream [B, T, D] (or a tuple that begins with it). With `cfg` None or
+    `n_dense_tail` = L the model stays as it is. alpha is 0 afterwards; see `set_alpha`.
+
+    Call it before activation checkpointing, compiling and sharding: raises `ConfigError` for a model that is
+    already sparsified, wrapped, compiled or sharded, without a stack of blocks, or too small for `cfg`.
+    """
+    if cfg is None:
+        return model
+    stack = find_blocks(model, blocks)
+    problems = [*cfg.problems(), *cfg.problems_for(stream_dim(model, stack), len(stack))]
+    if problems:
+        raise ConfigError(problems)
+    if _states(model):
+        raise ConfigError("the model is sparsified already; build it anew to change the configuration")
+    check_untouched(model, stack)
+    n_sparse = len(stack) - cfg.n_dense_tail
+    if n_sparse:
+        state = SparseState(cfg)
+        for block in stack[:n_sparse]:
+            block.__dict__[_STATE] = state
+            base: Any = type(block)
+            block.__class__ = sparse_class(base)
+    return model
+
+
+def _states(model: nn.Module) -> list[SparseState]:
+    found = (module.__dict__.get(_STATE) for module in model.modules())
+    return list(dict.fromkeys(state for state in found if state is not None))
+
+
+def set_alpha(model: nn.Module, value: float) -> None:
+    """Set alpha of all sparse blocks: 1 dense ... 0 TopK. No recompilation, no sync; 0 takes the pure path.
+
+    Raises `ConfigError` for a value outside [0, 1] and for a model without sparse blocks.
+    """
+    value = float(value)
+    if math.isnan(value) or not 0 <= value <= 1:
+        raise ConfigError(f"alpha must lie in [0, 1], not {value}")
+    states = _states(model)
+    if not states:
+        raise ConfigError("the model has no sparse blocks; call sparsify(model, cfg) first")
+    for state in states:
+        with torch.no_grad():
+            state.alpha.fill_(value)
+        state.value = value
+        state.annealing = value > 0
+
+
+def get_alpha(model: nn.Module) -> float | None:
+    """The alpha that was set last, or None for a model without sparse blocks. No sync."""
+    states = _states(model)
+    return states[0].value if states else None

@@ -1,0 +1,135 @@
+"""Exactly k of D: the one definition of the selection, and TopK on it (paper, Eq. 1-2).
+
+The k largest entries along the last dimension, by signed value. Equal values: the lowest index wins. -0.0 equals
++0.0. NaN counts as larger than everything, so a row with a NaN has a NaN in its output, which the non-finite
+check of the trainer sees.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from topklm.errors import ConfigError
+
+_INDEX_BITS_64 = 31  # below a 32-bit value in an int64 key
+_INDEX_BITS_32 = 16  # below a 16-bit value in an int32 key
+_ORDER_BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
+_MAX_INT16_DIM = 32768  # ~index is stored as well, and fits down to -32,768
+
+
+def record_dtype(dim: int) -> torch.dtype:
+    """The smallest integer type that holds an index below `dim` and its complement."""
+    return torch.int16 if dim <= _MAX_INT16_DIM else torch.int32
+
+
+def _unique_keys(x: Tensor) -> tuple[Tensor, int]:
+    """Integers in the order of x [..., D] with the index in the low bits, so that no two are equal.
+
+    torch.topk on them needs no rule for ties, and returns the indices in its values.
+    """
+    dim = x.shape[-1]
+    order_type = _ORDER_BITS[x.dtype]
+    info = torch.iinfo(order_type)
+    bits = (x + 0.0).view(order_type)  # -0.0 + 0.0 is +0.0
+    # A float's bits as a signed integer grow with the value, for negative ones once the magnitude is flipped.
+    order = bits ^ ((bits >> (info.bits - 1)) & info.max)
+    order = torch.where(x.isnan(), info.max, order)
+    small = info.bits == 16 and dim <= 2**_INDEX_BITS_32
+    key_type, index_bits = (torch.int32, _INDEX_BITS_32) if small else (torch.int64, _INDEX_BITS_64)
+    low = torch.arange(2**index_bits - 1, 2**index_bits - 1 - dim, -1, dtype=key_type, device=x.device)
+    return torch.add(low, order, alpha=2**index_bits), index_bits
+
+
+def _select(x: Tensor, k: int) -> Tensor:
+    dim = x.shape[-1]
+    if x.dtype in _ORDER_BITS:
+        keys, index_bits = _unique_keys(x)
+        top = torch.topk(keys, k, dim=-1, sorted=False).values
+        index = ~top & (2**index_bits - 1)
+    else:  # float64 is for checks: it has no room for the index, and speed does not matter
+        index = torch.sort(x, dim=-1, descending=True, stable=True).indices[..., :k]
+    return index.to(record_dtype(dim))
+
+
+@torch.library.custom_op("topklm::select", mutates_args=())
+def select(x: Tensor, k: int) -> Tensor:
+    """Indices of the k entries that are kept: x [..., D] to [..., k], int16 (int32 above D = 32,768), any order.
+
+    One opaque op, so that every way to run a block (eager, compiled, recomputed) has the same selection, and so
+    that activation checkpointing can keep its small result: see `SAVED_OPS`.
+    """
+    return _select(x, k)
+
+
+@select.register_fake
+def _(x: Tensor, k: int) -> Tensor:
+    return x.new_empty((*x.shape[:-1], k), dtype=record_dtype(x.shape[-1]))
+
+
+SAVED_OPS = (torch.ops.topklm.select.default,)
+"""Ops whose results activation checkpointing must save (`CheckpointPolicy.MUST_SAVE`, or the op list of
+`create_selective_checkpoint_contexts`): a selection that is computed again in the backward could be another one."""
+
+
+def check_k(x: Tensor, k: int) -> None:
+    """Raise `ConfigError` if k entries cannot be taken of the last dimension of x."""
+    if x.dim() == 0 or not 1 <= k <= x.shape[-1]:
+        raise ConfigError(f"k = {k} is not between 1 and D for a tensor of shape {list(x.shape)}")
+    if not x.is_floating_point():
+        raise ConfigError(f"topk is defined for floating point numbers, not for {x.dtype}")
+
+
+class _TopKReLU(torch.autograd.Function):
+    """relu(x) * m. The output tells where it has a gradient: nothing else is saved."""
+
+    @staticmethod
+    def forward(x: Tensor, k: int) -> Tensor:
+        index = select(x, k).long()  # [..., k]
+        return torch.zeros_like(x).scatter(-1, index, x.gather(-1, index).relu())
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (output,) = ctx.saved_tensors
+        return torch.ops.aten.threshold_backward(grad, output, 0), None
+
+
+class _TopKIdentity(torch.autograd.Function):
+    """x * m, with the sign of x. Saves the indices."""
+
+    @staticmethod
+    def forward(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        record = select(x, k)
+        index = record.long()
+        return torch.zeros_like(x).scatter(-1, index, x.gather(-1, index)), record
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor, None]:
+        (record,) = ctx.saved_tensors
+        index = record.long()
+        return torch.zeros_like(grad).scatter(-1, index, grad.gather(-1, index)), None
+
+
+def topk(x: Tensor, k: int, nonlinearity: str = "relu") -> Tensor:
+    """TopK(x) = sigma(x) * m with exactly k ones in m per row (Eq. 1-2): x [..., D] to [..., D].
+
+    `nonlinearity`: sigma, "relu" (so at most k entries are not zero) or "identity". Unselected entries are exact
+    zeros, also where x is infinite. Raises `ConfigError` unless 1 <= k <= D.
+    """
+    check_k(x, k)
+    if nonlinearity == "relu":
+        return _TopKReLU.apply(x, k)
+    if nonlinearity == "identity":
+        return _TopKIdentity.apply(x, k)[0]
+    raise ConfigError(f"nonlinearity {nonlinearity!r} is not one of relu, identity")
