@@ -1,4 +1,4 @@
-"""`config=FILE key=value ...` to a configuration: defaults <- file <- dotlist, as in Meta Lingua."""
+"""`config=FILE key=value ...` to a configuration: defaults <- file (over its `base`) <- dotlist."""
 
 from __future__ import annotations
 
@@ -51,7 +51,27 @@ def load_config(schema: type[T], args: Sequence[str]) -> T:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file as a plain dictionary, interpolations unresolved. Raises `ConfigError`."""
+    """A YAML file as a plain dictionary, interpolations unresolved. Raises `ConfigError`.
+
+    `base: other.yaml` (relative to the file) names a file that this one overlays, key by key.
+    """
+    chain: list[Path] = []
+    layers: list[dict[str, Any]] = []
+    following: Path | None = path
+    while following is not None:
+        if following.resolve() in chain:
+            raise ConfigError(f"{path}: base leads in a circle, back to {following}")
+        chain.append(following.resolve())
+        layers.append(_read_one(following))
+        base = layers[-1].pop("base", None)
+        following = None if base is None else following.parent / str(base)
+    tree: dict[str, Any] = {}
+    for layer in reversed(layers):
+        tree = _overlay(tree, layer)
+    return tree
+
+
+def _read_one(path: Path) -> dict[str, Any]:
     if not path.is_file():
         near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         raise ConfigError(f"config file {path} does not exist" + (f"; there are: {', '.join(near)}" if near else ""))

@@ -20,7 +20,7 @@ from topklm.errors import ConfigError, Problem
 from topklm.sparsity import SAVED_OPS
 
 log = logging.getLogger("topklm.train")
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +70,8 @@ class DistributedConfig:
         for name in ("dp_shard", "dp_replicate"):
             if (getattr(self, name) or 1) < 1:
                 yield Problem(name, f"{getattr(self, name)} is below 1; leave it null for all ranks")
+        if self.model_dtype == "fp16":
+            yield Problem("model_dtype", "fp16 needs loss scaling, which is not here; use bf16, which has fp32's range")
         if self.tp_size != 1:
             yield Problem("tp_size", f"{self.tp_size}: there is no tensor parallelism here, only 1")
         if self.float8_recipe is not None:
@@ -167,7 +169,8 @@ def parallelize(model: nn.Module, world: World, config: DistributedConfig) -> No
     if world.mesh is None:
         return
     dtype = DTYPES[config.model_dtype]
-    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    # Inputs are not cast: the rotary tables stay fp32, and the stream has the dtype of the embedding already.
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in layers.children():
         fully_shard(block, mesh=world.mesh, mp_policy=policy)
     fully_shard(model, mesh=world.mesh, mp_policy=policy)

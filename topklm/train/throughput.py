@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from topklm.model import ModelConfig
@@ -47,3 +53,57 @@ def lingua_flops_per_token(model: ModelConfig, seq_len: int) -> float:
 def mfu(tokens_per_second: float, flops: float, peak: float | None) -> float | None:
     """Share of the device's peak that one device's tokens/s amount to."""
     return None if peak is None else tokens_per_second * flops / peak
+
+
+class Throughput:
+    """Speed of training since the last reading; validation and saving do not count."""
+
+    def __init__(self, model: ModelConfig, seq_len: int, world_size: int, device: torch.device):
+        self._flops = flops_per_token(model, seq_len)
+        self._lingua_flops = lingua_flops_per_token(model, seq_len)
+        self._world_size, self._device, self._peak = world_size, device, peak_flops(device)
+        self._steps = 0
+        self._last = time.perf_counter()
+        self._paused = 0.0
+
+    def step(self) -> None:
+        """One optimizer step was made."""
+        self._steps += 1
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """What runs in here is no training."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._paused += time.perf_counter() - began
+
+    def figures(self, tokens_per_step: int) -> dict[str, float]:
+        """Meta Lingua's keys (`speed/wps`, `speed/FLOPS`: per rank) and ours; call it right after a synchronisation."""
+        now = time.perf_counter()
+        seconds = max(now - self._last - self._paused, 1e-9)
+        per_second = self._steps * tokens_per_step / seconds
+        per_rank = per_second / self._world_size
+        figures = {
+            "speed/wps": per_rank,
+            "speed/FLOPS": per_rank * self._lingua_flops,
+            "speed/tokens_per_second": per_second,
+            "speed/step_time": seconds / max(1, self._steps),
+            **memory_figures(self._device),
+        }
+        if (share := mfu(per_rank, self._flops, self._peak)) is not None:
+            figures["speed/mfu"] = share
+        self._steps, self._last, self._paused = 0, now, 0.0
+        return figures
+
+
+def memory_figures(device: torch.device) -> dict[str, float]:
+    """Highest memory use so far in GiB: of the device's allocator, or of the process on a CPU."""
+    if device.type == "cuda":
+        return {
+            "memory/max_active_gib": torch.cuda.max_memory_allocated(device) / 2**30,
+            "memory/max_reserved_gib": torch.cuda.max_memory_reserved(device) / 2**30,
+        }
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB on Linux
+    return {"memory/max_rss_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30}

@@ -51,9 +51,7 @@ def problems(tmp_path, text, *dotlist):
 
 
 def test_defaults_then_file_then_dotlist(tmp_path):
-    config = load(
-        tmp_path, "steps: 20\noptim: {k: 3}\nsources: {a: 1}", "steps=30", "sources.b=2.5", "name=x"
-    )
+    config = load(tmp_path, "steps: 20\noptim: {k: 3}\nsources: {a: 1}", "steps=30", "sources.b=2.5", "name=x")
     assert (config.steps, config.optim.k, config.optim.ratio) == (30, 3, 0.5)
     assert config.sources == {"a": 1.0, "b": 2.5}
     assert config.dump_dir == "runs/x"
@@ -91,9 +89,7 @@ def test_a_dotlist_key_under_a_null_section_is_an_error(tmp_path, text):
 
 
 def test_types_are_strict_and_whole_numbers_may_be_given_for_numbers(tmp_path):
-    config = load(
-        tmp_path, "optim: {ratio: 1}\nlimit: 0.5\nmany: {a: {k: 2}}\ntags: [a, b]", "optim.ratio=1e-4"
-    )
+    config = load(tmp_path, "optim: {ratio: 1}\nlimit: 0.5\nmany: {a: {k: 2}}\ntags: [a, b]", "optim.ratio=1e-4")
     assert config.optim.ratio == 1e-4
     assert isinstance(load(tmp_path, "optim: {ratio: 1}").optim.ratio, float)
     assert (config.limit, config.many["a"].k, config.tags) == (0.5, 2, ["a", "b"])
@@ -125,3 +121,14 @@ def test_round_trip_and_help(tmp_path):
     text = describe(Outer, "train", "Trains.")
     assert "topk.k: int = 64" in text
     assert "How many entries are kept." in text
+
+
+def test_a_file_overlays_its_base(tmp_path):
+    (tmp_path / "base.yaml").write_text("steps: 5\nname: base\ntopk: {k: 3}\noptim: {k: 2, ratio: 0.1}")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "mid.yaml").write_text("base: ../base.yaml\nname: mid\noptim: {k: 9}")
+    config = load(tmp_path, "base: sub/mid.yaml\ntopk: null", "steps=6")
+    assert (config.steps, config.name, config.topk, config.optim) == (6, "mid", None, Inner(k=9, ratio=0.1))
+    (tmp_path / "base.yaml").write_text("base: sub/mid.yaml")
+    with pytest.raises(ConfigError, match="circle"):
+        load(tmp_path, "base: base.yaml")

@@ -1,0 +1,69 @@
+"""Chunked cross-entropy: equal to the plain one for any chunk, and no batch of fp32 logits is ever held."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from topklm.model import IGNORE, linear_cross_entropy
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 40), st.integers(1, 50), st.integers(0, 2**31), st.floats(0, 1))
+def test_equal_to_the_plain_loss_for_any_chunk(n, chunk, seed, ignored):
+    g = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(n, 6, generator=g, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(9, 6, generator=g, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(0, 9, (n,), generator=g)
+    targets[torch.rand(n, generator=g) < ignored] = IGNORE
+    loss = linear_cross_entropy(hidden, weight, targets, chunk)
+    plain = F.cross_entropy(hidden @ weight.T, targets, ignore_index=IGNORE, reduction="sum")
+    assert loss.item() == pytest.approx(plain.item(), abs=1e-9)
+    ours = torch.autograd.grad(loss * 0.3, (hidden, weight))
+    theirs = torch.autograd.grad(plain * 0.3, (hidden, weight))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-8)
+
+
+def test_gradcheck():
+    torch.manual_seed(0)
+    hidden = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(7, 4, dtype=torch.float64, requires_grad=True)
+    targets = torch.tensor([1, 6, IGNORE, 0, 3])
+    assert torch.autograd.gradcheck(lambda h, w: linear_cross_entropy(h, w, targets, 2), (hidden, weight))
+
+
+def test_bf16_gradients_are_as_good_as_plain_ones():
+    torch.manual_seed(0)
+    h64, w64 = torch.randn(64, 32).double(), torch.randn(100, 32).double()
+    targets = torch.randint(0, 100, (64,))
+    truth = torch.autograd.grad(
+        F.cross_entropy(h64.requires_grad_() @ w64.requires_grad_().T, targets, reduction="sum"), (h64, w64)
+    )
+
+    def error(loss_of):
+        h, w = h64.detach().bfloat16().requires_grad_(), w64.detach().bfloat16().requires_grad_()
+        grads = torch.autograd.grad(loss_of(h, w), (h, w))
+        return [((g - t).norm() / t.norm()).item() for g, t in zip(grads, truth, strict=True)]
+
+    chunked = error(lambda h, w: linear_cross_entropy(h, w, targets, 16))
+    plain = error(lambda h, w: F.cross_entropy((h @ w.T).float(), targets, reduction="sum"))
+    for ours, theirs in zip(chunked, plain, strict=True):
+        assert ours <= theirs * 1.2
+
+
+def test_only_one_chunk_of_logits_is_held():
+    """Peak memory of forward and backward, by torch's own account, must not grow with the number of tokens x V."""
+    n, d, v, chunk = 512, 16, 1024, 32
+    hidden, weight = torch.randn(n, d, requires_grad=True), torch.randn(v, d, requires_grad=True)
+    saved = []
+
+    def note(t):
+        saved.append(t.numel())
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        loss = linear_cross_entropy(hidden, weight, torch.randint(0, v, (n,)), chunk)
+    loss.backward()
+    assert sum(saved) <= n * d + v * d

@@ -1,0 +1,23 @@
+"""Saving, resuming and loading."""
+
+from topklm.checkpoint.config import CheckpointConfig, SaveEvery
+from topklm.checkpoint.integrity import checkpoint_hash, defects
+from topklm.checkpoint.load import LoadedConfig, consolidate, load_model, load_weights, read_weights, resolve
+from topklm.checkpoint.store import CheckpointStore, list_checkpoints, newest_good, step_of
+
+__all__ = [
+    "CheckpointConfig",
+    "CheckpointStore",
+    "LoadedConfig",
+    "SaveEvery",
+    "checkpoint_hash",
+    "consolidate",
+    "defects",
+    "list_checkpoints",
+    "load_model",
+    "load_weights",
+    "newest_good",
+    "read_weights",
+    "resolve",
+    "step_of",
+]

@@ -1,0 +1,49 @@
+"""Is a checkpoint complete and undamaged? Names, sizes and SHA-256 of its files are kept in `files.json`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+FILES = "files.json"
+REQUIRED = (".metadata", "params.json", "train_state_00000.json")
+
+
+def digest(path: Path) -> dict[str, int | str]:
+    """Size in bytes and SHA-256 of a file."""
+    with path.open("rb") as file:
+        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def write_files_json(directory: Path, digests: dict[str, dict[str, int | str]]) -> None:
+    """Record `digests` (by name relative to the directory): the last file of a checkpoint to be written."""
+    (directory / FILES).write_text(json.dumps(digests, indent=1, sort_keys=True))
+
+
+def checkpoint_hash(directory: Path) -> str:
+    """One SHA-256 that stands for a checkpoint's contents: the hash of its files' hashes."""
+    return hashlib.sha256((directory / FILES).read_bytes()).hexdigest()
+
+
+def defects(directory: Path) -> list[str]:
+    """What is wrong with a checkpoint of ours; an empty list if it can be relied on."""
+    try:
+        recorded = json.loads((directory / FILES).read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        return [f"{FILES} cannot be read ({error})"]
+    found = [f"{name} is not recorded in {FILES}" for name in REQUIRED if name not in recorded]
+    with ThreadPoolExecutor() as pool:  # hashing releases the GIL
+        checks = pool.map(lambda item: _defect(directory / item[0], item[1]), recorded.items())
+        return found + [defect for defect in checks if defect]
+
+
+def _defect(path: Path, recorded: dict[str, int | str]) -> str | None:
+    if not path.is_file():
+        return f"{path.name} is missing"
+    if path.stat().st_size != recorded["size"]:
+        return f"{path.name} has {path.stat().st_size} bytes instead of {recorded['size']}"
+    if digest(path) != recorded:
+        return f"{path.name} is damaged (its SHA-256 differs)"
+    return None

@@ -1,0 +1,181 @@
+"""`load_model`: from a run, a checkpoint or a consolidated file to a model that computes what it computed in training."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+from topklm.checkpoint.integrity import FILES, checkpoint_hash, defects
+from topklm.checkpoint.store import newest_good
+from topklm.config import build
+from topklm.data import Tokenizer, open_saved_tokenizer
+from topklm.errors import CheckpointError, ConfigError
+from topklm.model import ModelConfig, Transformer, build_model
+from topklm.sparsity import TopKConfig, alpha_at, get_alpha, set_alpha
+
+log = logging.getLogger("topklm.checkpoint")
+CONSOLIDATED = Path("consolidated") / "consolidated.pth"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedConfig:
+    """What a loaded model is, and where it comes from."""
+
+    model: ModelConfig
+    """Sizes of the transformer."""
+    topk: TopKConfig | None
+    """The activation; None for a dense model."""
+    alpha: float | None
+    """The alpha that the model runs with: 1 dense ... 0 TopK; None for a dense model."""
+    step: int | None
+    """Optimizer steps that the weights have seen; None if the file does not tell."""
+    path: Path
+    """The checkpoint directory or file that was read."""
+    sha256: str | None
+    """Hash of the checkpoint's contents (provenance); None for a file without `files.json`."""
+    run: dict[str, Any]
+    """The whole configuration of the run, as in params.json."""
+
+
+def load_model(
+    path: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    alpha: float | None = None,
+) -> tuple[Transformer, Tokenizer | None, LoadedConfig]:
+    """Load a model for evaluation, generation or analysis.
+
+    `path`: a run's dump_dir (its newest good checkpoint), a checkpoint directory, or a consolidated .pth file (with
+    `params.json` beside it or one directory above). `alpha`: None takes the checkpoint's own, from its step.
+    Returns (model in eval mode, tokenizer or None where none is stored, LoadedConfig). Raises `CheckpointError`.
+    """
+    checkpoint = resolve(Path(path))
+    run = _read_json(_beside(checkpoint, "params.json"))
+    try:
+        config = build(ModelConfig, run.get("model") or {})
+        topk = build(TopKConfig, run["topk"]) if run.get("topk") else None
+    except ConfigError as error:
+        raise CheckpointError(f"{checkpoint}: params.json describes no model of this project: {error}") from error
+    model = build_model(config, topk, "meta").to_empty(device="cpu")
+    weights, step = read_weights(checkpoint, model)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"{checkpoint} does not fit its own params.json: {error}") from error
+    own_alpha = _own_alpha(checkpoint, topk, step) if get_alpha(model) is not None else None
+    if own_alpha is not None:
+        set_alpha(model, own_alpha if alpha is None else alpha)
+    elif alpha is not None:
+        raise ConfigError(f"{checkpoint} is a dense model; it has no alpha to set to {alpha}")
+    loaded = LoadedConfig(
+        model=config,
+        topk=topk,
+        alpha=get_alpha(model),
+        step=step,
+        path=checkpoint,
+        sha256=checkpoint_hash(checkpoint) if (checkpoint / FILES).exists() else None,
+        run=run,
+    )
+    return model.to(device=device, dtype=dtype).eval(), _tokenizer(checkpoint), loaded
+
+
+def resolve(path: Path) -> Path:
+    """The checkpoint directory or consolidated file that `path` stands for. Raises `CheckpointError`."""
+    if path.is_file():
+        return path
+    if (path / ".metadata").exists():
+        return path
+    for directory in (path / "checkpoints", path):
+        newest = newest_good(directory)
+        if newest is not None:
+            return newest
+    for file in (path / CONSOLIDATED, path / CONSOLIDATED.name):
+        if file.is_file():
+            return file
+    raise CheckpointError(
+        f"{path} is no run (checkpoints/), no checkpoint directory (.metadata) and no consolidated file"
+        + ("" if path.exists() else "; it does not exist")
+    )
+
+
+def read_weights(checkpoint: Path, like: torch.nn.Module) -> tuple[dict[str, Tensor], int | None]:
+    """(full fp32 state dict on the CPU, step if known) of a checkpoint directory or a consolidated file.
+
+    `like` tells names and shapes for a directory; its own values are not touched. Any of Lingua's forms is read:
+    `{"model": ...}` or a bare state dict.
+    """
+    if checkpoint.is_file():
+        content = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{checkpoint} holds no state dict")
+        return content.get("model", content), content.get("step") if "model" in content else None
+    if (checkpoint / FILES).exists() and (wrong := defects(checkpoint)):
+        raise CheckpointError(f"{checkpoint} is broken: {'; '.join(wrong)}")
+    weights = {name: torch.empty(t.shape, dtype=torch.float32) for name, t in like.state_dict().items()}
+    try:
+        dcp.load({"model": weights}, checkpoint_id=checkpoint, no_dist=True)
+    except (RuntimeError, ValueError, dcp.CheckpointException) as error:
+        raise CheckpointError(f"{checkpoint} does not fit its params.json: {error}") from error
+    state_file = checkpoint / "train_state_00000.json"
+    return weights, _read_json(state_file).get("step") if state_file.exists() else None
+
+
+def load_weights(model: torch.nn.Module, weights: dict[str, Tensor]) -> None:
+    """Copy a full state dict into a model that may be sharded; every rank holds the full one. Raises `CheckpointError`."""
+    try:
+        set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True))
+    except (RuntimeError, ValueError) as error:
+        raise CheckpointError(f"the weights do not fit this model: {error}") from error
+
+
+def consolidate(checkpoint: Path) -> Path:
+    """Write `consolidated/consolidated.pth` ({"model": state dict, "step": int}) and params.json into a checkpoint."""
+    run = _read_json(checkpoint / "params.json")
+    model = build_model(build(ModelConfig, run["model"]), None, "meta")
+    weights, step = read_weights(checkpoint, model)
+    target = checkpoint / CONSOLIDATED
+    target.parent.mkdir(exist_ok=True)
+    part = target.with_suffix(".tmp")
+    torch.save({"model": weights, "step": step}, part)
+    (target.parent / "params.json").write_text(json.dumps(run, indent=1))
+    part.replace(target)
+    return target
+
+
+def _own_alpha(checkpoint: Path, topk: TopKConfig | None, step: int | None) -> float:
+    if topk is None or topk.anneal_steps == 0 or (topk.anneal_steps is None and topk.anneal_ratio == 0):
+        return 0.0
+    if step is None or topk.anneal_steps is None:
+        log.warning("%s does not tell its step or annealing steps; running with alpha = 0 (pure TopK)", checkpoint)
+        return 0.0
+    return alpha_at(step, topk.anneal_steps)
+
+
+def _beside(checkpoint: Path, name: str) -> Path:
+    places = [checkpoint / name] if checkpoint.is_dir() else [p / name for p in list(checkpoint.parents)[:2]]
+    for place in places:
+        if place.exists():
+            return place
+    raise CheckpointError(f"{checkpoint}: there is no {name} in {' or '.join(str(p.parent) for p in places)}")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def _tokenizer(checkpoint: Path) -> Tokenizer | None:
+    try:
+        return open_saved_tokenizer(_beside(checkpoint, "tokenizer"))
+    except CheckpointError:
+        return None

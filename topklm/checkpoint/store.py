@@ -1,0 +1,214 @@
+"""The checkpoints of one run: written whole or not at all, verified, found again, and cleaned up.
+
+Layout, as in Meta Lingua: `checkpoints/{step:010d}/` with torch.distributed.checkpoint files (keys `model.<parameter>`
+and `optim...`), `params.json` (the whole configuration), `train_state_{rank:05d}.json`; ours beside it: `tokenizer/`
+and `files.json` (integrity.py). A checkpoint is written to `<step>.tmp` and renamed when all its files are there.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.optim import Optimizer
+
+from topklm.checkpoint.config import CheckpointConfig
+from topklm.checkpoint.integrity import defects, digest, write_files_json
+from topklm.errors import CheckpointError
+
+log = logging.getLogger("topklm.checkpoint")
+_STEP_NAME = re.compile(r"\d{10}")
+
+
+def step_of(directory: Path) -> int:
+    """The optimizer steps that a checkpoint directory is named after."""
+    return int(directory.name)
+
+
+def list_checkpoints(directory: Path) -> list[Path]:
+    """Finished checkpoints, oldest first."""
+    if not directory.is_dir():
+        return []
+    return sorted(p for p in directory.iterdir() if p.is_dir() and _STEP_NAME.fullmatch(p.name))
+
+
+def newest_good(directory: Path) -> Path | None:
+    """The newest checkpoint without defects; broken newer ones are named in the log. None if there are none at all.
+
+    Raises `CheckpointError` if there are checkpoints and every one is broken.
+    """
+    found = list_checkpoints(directory)
+    broken = []
+    for path in reversed(found):
+        wrong = defects(path)
+        if not wrong:
+            return path
+        broken.append(f"{path}: {'; '.join(wrong)}")
+        log.error("broken checkpoint, trying the one before: %s", broken[-1])
+    if broken:
+        raise CheckpointError(
+            "every checkpoint of this run is broken; restore one of them, or remove the directory to start anew:\n  "
+            + "\n  ".join(broken)
+        )
+    return None
+
+
+class CheckpointStore:
+    """Saves, restores and retires the checkpoints of one run. Every rank makes one and calls the same methods.
+
+    `group` is a gloo group of its own (saving in the background must not share one with training), or None for a
+    single process.
+    """
+
+    def __init__(self, directory: Path, config: CheckpointConfig, rank: int, group: dist.ProcessGroup | None):
+        self.directory = directory
+        self.config = config
+        self.rank = rank
+        self.group = group
+        self._writing: threading.Thread | None = None
+        self._failure: BaseException | None = None
+        if rank == 0:
+            directory.mkdir(parents=True, exist_ok=True)
+            for leftover in directory.glob("*.tmp"):
+                log.warning("removing %s, which a former process did not finish", leftover)
+                shutil.rmtree(leftover)
+
+    def save(
+        self,
+        step: int,
+        model: nn.Module,
+        optimizer: Optimizer,
+        train_state: dict[str, Any],
+        params: dict[str, Any],
+        tokenizer_dir: Path,
+    ) -> None:
+        """Write the checkpoint of `step`. `train_state` is this rank's own; `params` the whole configuration.
+
+        With `async_save` it returns once the state is copied; the writing goes on in a thread. A failure there is
+        raised by the next call of `save` or `finish`.
+        """
+        self.finish()
+        final = self.directory / f"{step:010d}"
+        part = self.directory / f"{step:010d}.tmp"
+        if self.rank == 0:
+            part.mkdir(parents=True, exist_ok=True)
+            (part / "params.json").write_text(json.dumps(params, indent=1))
+            shutil.copytree(tokenizer_dir, part / "tokenizer", dirs_exist_ok=True)
+        self._barrier()
+        (part / f"train_state_{self.rank:05d}.json").write_text(json.dumps(train_state))
+        model_state, optim_state = get_state_dict(model, optimizer)
+        state = {"model": model_state, "optim": optim_state}
+        alone = self.group is None
+        if not self.config.async_save:
+            dcp.save(state, checkpoint_id=part, process_group=self.group, no_dist=alone)
+            self._complete(part, final, step)
+            return
+        staged = dcp.async_save(state, checkpoint_id=part, process_group=self.group, no_dist=alone)
+        written: Any = staged.result if hasattr(staged, "result") else staged.upload_completion.result
+        self._writing = threading.Thread(target=self._in_background, args=(written, part, final, step))
+        self._writing.start()
+
+    def finish(self) -> None:
+        """Wait until a save in the background is done; raise what went wrong in it."""
+        if self._writing is not None:
+            self._writing.join()
+            self._writing = None
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise CheckpointError(f"saving in the background failed: {failure}") from failure
+
+    def restore(self, path: Path, model: nn.Module, optimizer: Optimizer | None) -> dict[str, Any]:
+        """Load weights (and optimizer state) in place, for any number of ranks; returns a rank's train state.
+
+        The train state is this rank's own, or rank 0's if the checkpoint was written by fewer ranks.
+        """
+        if optimizer is None:
+            state: dict[str, Any] = {"model": model.state_dict()}
+        else:
+            model_state, optim_state = get_state_dict(model, optimizer)
+            state = {"model": model_state, "optim": optim_state}
+        try:
+            dcp.load(state, checkpoint_id=path, process_group=self.group, no_dist=self.group is None)
+        except (RuntimeError, ValueError, dcp.CheckpointException) as error:
+            raise CheckpointError(f"{path} does not fit this model: {error}") from error
+        if optimizer is not None:
+            set_state_dict(
+                model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optim"]
+            )
+        own = path / f"train_state_{self.rank:05d}.json"
+        return json.loads((own if own.exists() else path / "train_state_00000.json").read_text())
+
+    def _in_background(self, written: Callable[[], Any], part: Path, final: Path, step: int) -> None:
+        try:
+            written()
+            self._complete(part, final, step)
+        except BaseException as error:  # noqa: BLE001 - handed to the training thread by finish()
+            self._failure = error
+
+    def _complete(self, part: Path, final: Path, step: int) -> None:
+        """After all ranks wrote their part: record the hashes, rename, retire old checkpoints."""
+        mine = [part / f"train_state_{self.rank:05d}.json", *part.glob(f"__{self.rank}_*.distcp")]
+        if self.rank == 0:
+            mine += [part / ".metadata", part / "params.json", *(p for p in (part / "tokenizer").rglob("*") if p.is_file())]
+        digests = self._gather({str(p.relative_to(part)): digest(p) for p in mine})
+        if self.rank == 0:
+            write_files_json(part, digests)
+            _sync_directory(part)
+            if final.exists():  # a broken checkpoint that was passed over when resuming
+                os.replace(final, _free_name(final))
+            os.replace(part, final)
+            _sync_directory(self.directory)
+            log.info("saved %s", final)
+            self._retire(step)
+        self._barrier()
+
+    def _retire(self, newest: int) -> None:
+        """Remove what the retention rules no longer keep; never the checkpoint just written."""
+        for kind in ("dump", "eval"):
+            keep = getattr(self.config, kind).keep
+            steps = [p for p in list_checkpoints(self.directory) if self.config.kind_of(step_of(p)) == kind]
+            for path in steps[:-keep] if keep > 0 else []:
+                if step_of(path) != newest:
+                    # Renamed first: a process killed while removing leaves a .tmp, not half a checkpoint.
+                    doomed = path.with_suffix(".tmp")
+                    os.replace(path, doomed)
+                    shutil.rmtree(doomed)
+                    log.info("retired %s", path)
+
+    def _barrier(self) -> None:
+        if self.group is not None:
+            dist.barrier(self.group)
+
+    def _gather(self, mine: dict[str, Any]) -> dict[str, Any]:
+        if self.group is None:
+            return mine
+        parts: list[Any] = [None] * dist.get_world_size(self.group)
+        dist.all_gather_object(parts, mine, self.group)
+        return {name: value for part in parts for name, value in part.items()}
+
+
+def _free_name(path: Path) -> Path:
+    number = 0
+    while (candidate := path.with_name(f"{path.name}.broken{number or ''}")).exists():
+        number += 1
+    return candidate
+
+
+def _sync_directory(path: Path) -> None:
+    """Ask the file system to make renames and new names durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,72 @@
+"""The configuration of a training run: Meta Lingua's schema and one new section, `topk`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from topklm.checkpoint import CheckpointConfig
+from topklm.data import DataConfig
+from topklm.errors import Problem
+from topklm.evaluate import EvalConfig
+from topklm.model import ModelConfig
+from topklm.sparsity import TopKConfig
+from topklm.train.metrics import LoggingConfig
+from topklm.train.optim import OptimConfig
+from topklm.train.parallel import DistributedConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run. A dense twin is the same file with `topk=null`."""
+
+    unused_keys: ClassVar[dict[str, str]] = {
+        "gc_collect_freq": "Python's own garbage collection is kept",
+        "probe_freq": "statistics of activations come from checkpoints, not from a probe in training",
+        "async_eval_gpus": "evaluation runs in the job's own process group",
+        "env": "set environment variables where the job is started",
+        "profiling": "there is no profiler inside; run the program under one",
+    }
+
+    name: str = "topklm"
+    """Name of the run."""
+    dump_dir: str = ""
+    """Where everything of the run goes; starting again with the same dump_dir resumes."""
+    seed: int = 42
+    """Seed of Python, NumPy and torch in every rank (the data have data.seed, the weights model.seed)."""
+    steps: int = 1000
+    """Optimizer steps."""
+    grad_acc_steps: int = 1
+    """Micro-batches per step; used only where data.global_batch_size is null: it is then
+    data.batch_size x grad_acc_steps x ranks at the first start, and stored with the run."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What a NaN or infinite loss or gradient does: end the run before the optimizer step, or skip that step."""
+    max_nonfinite: int = 10
+    """With on_nonfinite: skip, end the run after so many such steps in a row."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Prepared token shards and batches."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The transformer."""
+    topk: TopKConfig | None = None
+    """The activation on the residual stream; null: a dense model."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """AdamW and learning rate."""
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    """Parallelism, precision, memory."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """Saving and resuming."""
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    """Metrics."""
+    eval: EvalConfig | None = None
+    """Validation during training; null: none."""
+
+    def problems(self) -> Iterator[Problem]:
+        if not self.dump_dir:
+            yield Problem("dump_dir", "is missing: the directory of this run")
+        for name in ("steps", "grad_acc_steps", "max_nonfinite"):
+            if getattr(self, name) < 1:
+                yield Problem(name, f"{getattr(self, name)} is below 1")
+        if self.topk is not None:
+            for problem in self.topk.problems_for(self.model.dim, self.model.n_layers):
+                yield problem.under("topk")

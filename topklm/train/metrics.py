@@ -1,0 +1,199 @@
+"""Where a run's figures go: metrics.jsonl, the console with progress and ETA, wandb and TensorBoard if asked for."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar
+
+from topklm.errors import ConfigError, Problem
+
+log = logging.getLogger("topklm.train")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WandbConfig:
+    """What is passed to wandb.init; the run's name and configuration are passed too."""
+
+    unused_keys: ClassVar[dict[str, str]] = dict.fromkeys(
+        ("job_type", "config_exclude_keys", "config_include_keys", "anonymous", "allow_val_change", "force",
+         "tensorboard", "sync_tensorboard", "monitor_gym", "save_code", "fork_from", "resume_from", "resume"),
+        "not passed on to wandb",
+    )  # fmt: skip
+
+    project: str | None = None
+    """Project name."""
+    entity: str | None = None
+    """User or team."""
+    group: str | None = None
+    """Group of runs, for example both twins."""
+    name: str | None = None
+    """Display name; the run's own name if null."""
+    id: str | None = None
+    """Run id to continue; made from dump_dir's name if null, so that a resumed run continues its curves."""
+    tags: list[str] | None = None
+    """Tags."""
+    notes: str | None = None
+    """Free text."""
+    mode: str | None = None
+    """online, offline (syncs later; needs no network) or disabled."""
+    dir: str | None = None
+    """Where wandb writes; dump_dir if null."""
+
+    def problems(self) -> Iterator[Problem]:
+        if self.mode not in (None, "online", "offline", "disabled"):
+            yield Problem("mode", f"{self.mode} is not one of online, offline, disabled")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggingConfig:
+    """What is logged, how often and where."""
+
+    unused_keys: ClassVar[dict[str, str]] = {"acc_freq": "metrics are logged per optimizer step only"}
+
+    freq: int = 10
+    """Log every so many optimizer steps; between them nothing is read back from the device."""
+    tensorboard: bool = False
+    """Also write TensorBoard files to dump_dir/tensorboard."""
+    wandb: WandbConfig | None = None
+    """Also log to Weights & Biases; null: do not."""
+
+    def problems(self) -> Iterator[Problem]:
+        if self.freq < 1:
+            yield Problem("freq", f"{self.freq} is below 1")
+
+
+def rewind_metrics(path: Path, step: int) -> None:
+    """Keep the lines up to `step`; later ones, of steps that a resumed run does again, move to *.superseded.jsonl."""
+    if not path.exists():
+        return
+    kept, superseded = [], []
+    for line in path.read_text().splitlines(keepends=True):
+        try:
+            entry = json.loads(line)
+            (kept if entry["global_step"] <= step else superseded).append(line)
+        except (json.JSONDecodeError, KeyError):
+            superseded.append(line)  # half a line: the process was killed while writing it
+    if superseded:
+        with path.with_suffix(".superseded.jsonl").open("a") as aside:
+            aside.writelines(superseded)
+        rewritten = path.with_suffix(".tmp")
+        rewritten.write_text("".join(kept))
+        os.replace(rewritten, path)
+
+
+class MetricsWriter:
+    """Writes one dictionary per logged step to every sink. A context manager; only the main rank makes one."""
+
+    def __init__(self, config: LoggingConfig, dump_dir: Path, name: str, run_config: dict[str, Any], step: int):
+        self.path = dump_dir / "metrics.jsonl"
+        rewind_metrics(self.path, step)
+        self._file = self.path.open("a")
+        self._wandb = _open_wandb(config.wandb, dump_dir, name, run_config) if config.wandb else None
+        self._tensorboard = _open_tensorboard(dump_dir) if config.tensorboard else None
+
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._file.close()
+        if self._wandb is not None:
+            self._wandb.finish(exit_code=0 if error is None else 1)
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+    def write(self, metrics: dict[str, Any]) -> None:
+        """`metrics` holds `global_step` and flat `room/name` keys; values that are None or NaN become null in JSON."""
+        entry = {**metrics, "created_at": datetime.now(UTC).isoformat()}
+        self._file.write(json.dumps({k: _finite(v) for k, v in entry.items()}) + "\n")
+        self._file.flush()
+        numbers = {k: v for k, v in metrics.items() if isinstance(v, int | float) and k != "global_step"}
+        step = metrics["global_step"]
+        if self._wandb is not None:
+            self._wandb.log(numbers, step=step)
+        if self._tensorboard is not None:
+            for key, value in numbers.items():
+                self._tensorboard.add_scalar(key, value, step)
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _open_wandb(config: WandbConfig, dump_dir: Path, name: str, run_config: dict[str, Any]) -> Any:
+    wandb = require("wandb", "wandb")
+    return wandb.init(
+        project=config.project, entity=config.entity, group=config.group, name=config.name or name,
+        id=config.id or dump_dir.name, resume="allow", tags=config.tags, notes=config.notes, mode=config.mode,
+        dir=config.dir or str(dump_dir), config=run_config,
+    )  # fmt: skip
+
+
+def _open_tensorboard(dump_dir: Path) -> Any:
+    return require("torch.utils.tensorboard", "tensorboard").SummaryWriter(str(dump_dir / "tensorboard"))
+
+
+def require(module: str, extra: str) -> Any:
+    """Import an optional package, or tell which extra brings it."""
+    from importlib import import_module
+
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise ConfigError(f"{module} is not installed ({error}); pip install 'topklm[{extra}]'") from error
+
+
+class Console:
+    """Progress of a run: a rich bar with ETA on a terminal, a log line with the same figures elsewhere."""
+
+    def __init__(self, steps: int, step: int, enabled: bool):
+        self._steps, self._first, self._began = steps, step, time.monotonic()
+        self._bar: Any = None
+        self._enabled = enabled
+        if enabled and sys.stderr.isatty():
+            self._bar = _progress_bar()
+            self._task = self._bar.add_task("", total=steps, completed=step, figures="")
+
+    def __enter__(self) -> Console:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, step: int, figures: str | None = None) -> None:
+        """Advance to `step`; `figures`, if given, are shown, and logged where there is no terminal."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, **({"figures": figures} if figures else {}))
+        elif self._enabled and figures:
+            log.info("step %d/%d  %s  eta %s", step, self._steps, figures, self.eta(step))
+
+    def eta(self, step: int) -> str:
+        """Time to the end at the mean speed so far."""
+        done = step - self._first
+        if done <= 0:
+            return "?"
+        seconds = (time.monotonic() - self._began) / done * (self._steps - step)
+        hours, rest = divmod(int(seconds), 3600)
+        return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
+
+
+def _progress_bar() -> Any:
+    from rich.console import Console as RichConsole
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    return Progress(
+        BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"), TimeElapsedColumn(),
+        TextColumn("eta"), TimeRemainingColumn(), console=RichConsole(stderr=True),
+    )  # fmt: skip

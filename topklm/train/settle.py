@@ -1,0 +1,98 @@
+"""From the configuration as given to the one that the run has: filled from the data and the run's first start."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from topklm.config import build, read_yaml, to_dict
+from topklm.errors import ConfigError, Problem
+from topklm.model import ModelConfig
+from topklm.train.config import TrainConfig
+
+# What decides weights, batches or the method cannot change within a run; speed, schedule and logging can.
+FIXED = ("seed", "model", "topk", "data.sources", "data.seq_len", "data.seed", "data.global_batch_size")
+FREE = ("model.loss_chunk", "model.max_seqlen")
+
+
+def settle(config: TrainConfig, *, vocab_size: int, world_size: int) -> TrainConfig:
+    """The configuration with nothing left open.
+
+    From the data: vocabulary and longest sequence. From the first start of the same dump_dir: the global batch size
+    and the annealing steps, so that another number of ranks or a longer run changes neither. Raises `ConfigError`
+    with everything that contradicts the data, the world or the run.
+    """
+    problems = list(_data_problems(config, vocab_size))
+    stored = read_stored(config)
+    if stored is not None:
+        config = _fill(config, stored)
+    batch = config.data.global_batch_size or config.data.batch_size * config.grad_acc_steps * world_size
+    model = dataclasses.replace(
+        config.model,
+        vocab_size=vocab_size if config.model.vocab_size == -1 else config.model.vocab_size,
+        max_seqlen=max(config.model.max_seqlen, config.data.seq_len),
+    )
+    config = dataclasses.replace(
+        config,
+        model=model,
+        data=dataclasses.replace(config.data, global_batch_size=batch),
+        topk=config.topk and config.topk.resolve(config.steps),
+    )
+    if stored is not None:
+        problems += _changes(to_dict(stored), to_dict(config))
+    try:
+        config.distributed.mesh_shape(world_size)
+    except ConfigError as error:
+        problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def read_stored(config: TrainConfig) -> TrainConfig | None:
+    """The configuration that dump_dir was started with, if it was."""
+    path = Path(config.dump_dir) / "config.yaml"
+    return build(TrainConfig, read_yaml(path)) if path.exists() else None
+
+
+def _data_problems(config: TrainConfig, vocab_size: int) -> Iterator[Problem]:
+    model: ModelConfig = config.model
+    if model.vocab_size not in (-1, vocab_size):
+        yield Problem(
+            "model.vocab_size",
+            f"{model.vocab_size} is not the {vocab_size} of the data's tokenizer; leave it at -1 to take that",
+        )
+
+
+def _fill(config: TrainConfig, stored: TrainConfig) -> TrainConfig:
+    if config.data.global_batch_size is None:
+        data = dataclasses.replace(config.data, global_batch_size=stored.data.global_batch_size)
+        config = dataclasses.replace(config, data=data)
+    if config.topk is not None and stored.topk is not None and config.topk.anneal_steps is None:
+        topk = dataclasses.replace(config.topk, anneal_steps=stored.topk.anneal_steps)
+        config = dataclasses.replace(config, topk=topk)
+    return config
+
+
+def _changes(stored: dict[str, Any], now: dict[str, Any]) -> Iterator[Problem]:
+    before, after = _leaves(stored), _leaves(now)
+    for key in sorted(before.keys() | after.keys()):
+        fixed = any(key == f or key.startswith(f + ".") for f in FIXED) and key not in FREE
+        if fixed and before.get(key) != after.get(key):
+            yield Problem(
+                key,
+                f"{after.get(key)!r}, but this run was started with {before.get(key)!r}; "
+                "take that, or another dump_dir",
+            )
+
+
+def _leaves(tree: dict[str, Any], path: str = "") -> dict[str, Any]:
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            leaves |= _leaves(value, f"{path}{key}.")
+        else:
+            leaves[path + key] = value
+    return leaves

@@ -1,0 +1,312 @@
+"""The training loop: batches in order, micro-batches, one optimizer step; validate, save, log, stop in good order."""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from topklm.checkpoint import CheckpointStore, list_checkpoints, load_weights, newest_good, read_weights, resolve
+from topklm.config import save_config, to_dict
+from topklm.data import TrainData, TrainLoader, open_data
+from topklm.errors import EXIT_PREEMPTED, DataError
+from topklm.evaluate import validate
+from topklm.model import build_model, init_weights
+from topklm.sparsity import alpha_at, get_alpha, set_alpha
+from topklm.train.config import TrainConfig
+from topklm.train.metrics import Console, MetricsWriter
+from topklm.train.nonfinite import NonFiniteGuard
+from topklm.train.optim import build_optimizer, learning_rate
+from topklm.train.parallel import World, parallelize, start, world_from_env
+from topklm.train.rng import restore_rng, rng_state, seed_everything
+from topklm.train.settle import settle
+from topklm.train.signals import StopRequest
+from topklm.train.throughput import Throughput
+
+log = logging.getLogger("topklm.train")
+
+
+def train(config: TrainConfig) -> int:
+    """Run or resume the training that `config` describes; returns the program's exit code.
+
+    Everything that can be wrong with the configuration or the data is raised (`ConfigError`, `DataError`) before
+    a process group is opened or a GPU touched.
+    """
+    world = world_from_env()
+    data = open_data(config.data)
+    config = settle(config, vocab_size=data.vocab_size, world_size=world.size)
+    world = start(world, config.distributed)
+    try:
+        return Trainer(config, data, world).run()
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+class Trainer:
+    """One run on one rank."""
+
+    def __init__(self, config: TrainConfig, data: TrainData, world: World):
+        self.config, self.data, self.world = config, data, world
+        self.dump_dir = Path(config.dump_dir)
+        self.step = 0
+        """Optimizer steps done."""
+        seed_everything(config.seed, world.rank)
+        self.model = build_model(config.model, config.topk, "meta")
+        parallelize(self.model, world, config.distributed)
+        self.model.to_empty(device=world.device)
+        self.optimizer = build_optimizer(self.model, config.optim)
+        directory = Path(config.checkpoint.path or self.dump_dir / "checkpoints")
+        group = dist.new_group(backend="gloo") if world.cpu_group is not None else None
+        self.store = CheckpointStore(directory, config.checkpoint, world.rank, group)
+        self._restore()
+        self.loader = TrainLoader(
+            data,
+            global_batch_size=self._batch_size,
+            micro_batch_size=config.data.batch_size,
+            rank=world.rank,
+            world_size=world.size,
+            start_step=self.step,
+            load_async=config.data.load_async,
+            prefetch_size=config.data.prefetch_size,
+            pin_memory=world.device.type == "cuda",
+            with_document_ids=config.model.document_mask,
+        )
+        self.guard = NonFiniteGuard(
+            config.on_nonfinite, config.max_nonfinite, world.device, self._describe_documents
+        )
+        self._saved_at: int | None = self.step if self.step else None
+        self._validated_at: int | None = None
+
+    @property
+    def _batch_size(self) -> int:
+        return self.config.data.global_batch_size or 0  # filled by settle()
+
+    def run(self) -> int:
+        """Train to the last step, or to a signal; returns the exit code."""
+        config = self.config
+        with ExitStack() as stack:
+            stop = stack.enter_context(StopRequest())
+            self.metrics = self._open_outputs(stack)
+            self.console = stack.enter_context(Console(config.steps, self.step, self.world.is_main))
+            self.throughput = Throughput(config.model, config.data.seq_len, self.world.size, self.world.device)
+            batches = iter(self.loader)
+            stack.callback(self.loader.close)
+            if self.step >= config.steps:
+                log.info("nothing to do: %d of %d steps are done", self.step, config.steps)
+                return 0
+            while self.step < config.steps:
+                loss, grad_norm, rate = self._train_step(next(batches))
+                self.step += 1
+                self.throughput.step()
+                self._after_step(loss, grad_norm, rate)
+                signum = stop.agreed(self.world.cpu_group)
+                if signum:
+                    self._save()
+                    self.store.finish()
+                    log.warning("signal %d: saved at step %d; start the same command to go on", signum, self.step)
+                    return EXIT_PREEMPTED
+            self._validate()
+            self._save()
+            self.store.finish()
+        return 0
+
+    def _train_step(self, batches: Any) -> tuple[Tensor, Tensor, float]:
+        """One optimizer step over this rank's micro-batches.
+
+        Returns (mean loss over all tokens of the global batch, gradient norm before clipping, learning rate); the
+        tensors are 0-d and on the device.
+        """
+        config, world = self.config, self.world
+        self._set_alpha(self.step)
+        # The loss is the sum over target tokens over their global number. FSDP2 averages gradients over the ranks,
+        # so each rank's share is scaled up by their number first.
+        n_targets = self._batch_size * config.data.seq_len
+        scale = (world.size if world.mesh is not None else 1) / n_targets
+        total = torch.zeros((), device=world.device)
+        for i, batch in enumerate(batches):
+            if isinstance(self.model, FSDPModule):
+                self.model.set_requires_gradient_sync(i == len(batches) - 1)
+            batch = batch.to(world.device)
+            loss = self.model(batch.tokens, batch.targets, document_ids=batch.document_ids, reduction="sum")
+            (loss * scale).backward()
+            total += loss.detach()
+        if world.mesh is not None:
+            dist.all_reduce(total)
+        mean_loss = total / n_targets
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.optim.clip)
+        if isinstance(grad_norm, DTensor):
+            grad_norm = grad_norm.full_tensor()
+        rate = learning_rate(config.optim, self.step, config.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.found_inf = self.guard.verdict(self.step, mean_loss, grad_norm)  # type: ignore[attr-defined]
+        if world.device.type == "cpu":
+            self.guard.check()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return mean_loss, grad_norm, rate
+
+    def _after_step(self, loss: Tensor, grad_norm: Tensor, rate: float) -> None:
+        config = self.config
+        if self.step % config.logging.freq == 0 or self.step == config.steps:
+            self._log(loss, grad_norm, rate)
+        else:
+            self.console.update(self.step)
+        # Validation first: a run killed between the two validates again, instead of never.
+        if config.eval and config.eval.every and self.step % config.eval.every == 0:
+            self._validate()
+        if config.checkpoint.kind_of(self.step):
+            self._save()
+
+    def _log(self, loss: Tensor, grad_norm: Tensor, rate: float) -> None:
+        skipped = self.guard.check()
+        loss_value, norm_value = torch.stack((loss, grad_norm)).tolist()
+        tokens = self._batch_size * self.config.data.seq_len
+        figures: dict[str, Any] = {
+            "global_step": self.step,
+            "acc_step": 0,
+            "loss/out": loss_value,
+            "optim/grad_norm": norm_value,
+            "optim/lr": rate,
+            "optim/total_tokens": self.step * tokens,
+            "optim/skipped_steps": skipped,
+            **self.throughput.figures(tokens),
+        }
+        # The alpha that this step ran with: set_alpha was called before it.
+        if (alpha := get_alpha(self.model)) is not None:
+            figures["topk/alpha"] = alpha
+        self._write(figures)
+        utilisation = figures.get("speed/mfu")
+        self.console.update(
+            self.step,
+            f"loss {loss_value:.4f}  grad {norm_value:.3f}  lr {rate:.2e}"
+            + (f"  alpha {alpha:.3f}" if alpha is not None else "")
+            + f"  {figures['speed/tokens_per_second']:,.0f} tok/s"
+            + (f"  mfu {utilisation:.1%}" if utilisation is not None else ""),
+        )
+
+    def _validate(self) -> None:
+        """Validation loss and TopK health at the current weights and the current alpha."""
+        if self.config.eval is None or self._validated_at == self.step:
+            return
+        self.guard.check()
+        self._set_alpha(self.step)
+        settings = self.config.eval.validation
+        with self.throughput.pause():
+            figures = validate(
+                self.model,
+                self.data,
+                context=settings.context or self.config.data.seq_len,
+                batch_size=settings.batch_size or self.config.data.batch_size,
+                max_tokens=settings.max_tokens,
+                document_mask=self.config.model.document_mask,
+                rank=self.world.rank,
+                world_size=self.world.size,
+                device=self.world.device,
+            )
+        self._validated_at = self.step
+        self._write({"global_step": self.step, **figures})
+        if self.world.is_main:
+            shown = "  ".join(f"{k} {v:.4f}" for k, v in figures.items() if k.startswith("val/") and "@" in k)
+            log.info("step %d  %s", self.step, shown)
+
+    def _save(self) -> None:
+        if self._saved_at == self.step:
+            return
+        self.guard.check()
+        state = {
+            "step": self.step,
+            "acc_step": 0,
+            "data": {"batches": self.step, "fingerprint": self.data.fingerprint},
+            "total_tokens": self.step * self._batch_size * self.config.data.seq_len,
+            "rng": rng_state(self.world.device),
+        }
+        with self.throughput.pause():
+            self.store.save(
+                self.step, self.model, self.optimizer, state, to_dict(self.config), self.data.tokenizer_dir
+            )
+        self._saved_at = self.step
+
+    def _restore(self) -> None:
+        """Weights, optimizer and counters: from the run's newest good checkpoint, from other weights, or fresh."""
+        config = self.config
+        path = self._agree_on_checkpoint()
+        init = config.checkpoint.init_ckpt_path
+        if path is None and init is not None and config.checkpoint.continue_training_from_init:
+            path = resolve(Path(init))
+        if path is not None:
+            state = self.store.restore(path, self.model, self.optimizer)
+            if state["data"]["fingerprint"] != self.data.fingerprint:
+                raise DataError(
+                    f"the prepared data in {config.data.root_dir} are not those that {path} was trained on (their "
+                    "fingerprint differs): restore them, or start a new run from these weights with "
+                    f"checkpoint.init_ckpt_path={path}"
+                )
+            self.step = state["step"]
+            restore_rng(state["rng"], self.world.device)
+            log.info("resuming from %s", path)
+        elif init is not None:
+            weights, _ = read_weights(resolve(Path(init)), build_model(config.model, None, "meta"))
+            load_weights(self.model, weights)
+            log.info("starting from the weights of %s", init)
+        else:
+            init_weights(self.model, config.model)
+        self._set_alpha(self.step)
+
+    def _agree_on_checkpoint(self) -> Path | None:
+        """Rank 0 looks for the newest good checkpoint and tells the others, an error too."""
+        found: list[Any] = [None]
+        if self.world.is_main:
+            try:
+                found[0] = newest_good(self.store.directory)
+            except Exception as error:
+                found[0] = error
+        if self.world.cpu_group is not None:
+            dist.broadcast_object_list(found, src=0, group=self.world.cpu_group)
+        if isinstance(found[0], Exception):
+            raise found[0]
+        return found[0]
+
+    def _set_alpha(self, step: int) -> None:
+        if get_alpha(self.model) is not None and self.config.topk is not None:
+            set_alpha(self.model, alpha_at(step, self.config.topk.anneal_steps or 0))
+
+    def _open_outputs(self, stack: ExitStack) -> MetricsWriter | None:
+        """Files of the run; only the main rank writes."""
+        if not self.world.is_main:
+            return None
+        self.dump_dir.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(self.dump_dir / "train.log")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        logging.getLogger("topklm").addHandler(handler)
+        stack.callback(logging.getLogger("topklm").removeHandler, handler)
+        stack.callback(handler.close)
+        save_config(self.config, self.dump_dir / "config.yaml")
+        n = self.config.model.n_params
+        log.info(
+            "%s: %.1f M parameters, %s, %d rank(s) on %s, global batch %d x %d tokens, checkpoints found: %d",
+            self.config.name, n / 1e6, "dense" if self.config.topk is None else f"TopK k={self.config.topk.k}",
+            self.world.size, self.world.device.type, self._batch_size, self.config.data.seq_len,
+            len(list_checkpoints(self.store.directory)),
+        )  # fmt: skip
+        return stack.enter_context(
+            MetricsWriter(self.config.logging, self.dump_dir, self.config.name, to_dict(self.config), self.step)
+        )
+
+    def _write(self, figures: dict[str, Any]) -> None:
+        if self.metrics is not None:
+            self.metrics.write(figures)
+
+    def _describe_documents(self, step: int) -> str:
+        shown = [str(document) for document in self.loader.documents_of_step(step)]
+        more = f" and {len(shown) - 8} more" if len(shown) > 8 else ""
+        return f"Rank {self.world.rank}; documents of its batch: {', '.join(shown[:8])}{more}."
