@@ -1,0 +1,52 @@
+"""What all programs in `apps/` do around their main function: arguments, help, logging, errors, exit codes."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import TextIO, TypeVar
+
+from topklm.config import describe, load_config
+from topklm.errors import TopklmError
+
+T = TypeVar("T")
+
+
+def run(main: Callable[[T], int | None], schema: type[T], program: str, doc: str) -> None:
+    """Run `main` with the configuration that the command line gives; never returns normally on an error.
+
+    Exit codes: what `main` returns (None is 0), the error's own `exit_code`, 130 after Ctrl-C.
+    """
+    args = sys.argv[1:]
+    if not args or {"-h", "--help"} & set(args):
+        print(describe(schema, program, doc))
+        sys.exit(0 if args else 2)
+    _log_to_stderr()
+    try:
+        code = main(load_config(schema, args))
+    except TopklmError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        code = error.exit_code
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        code = 130
+    sys.exit(code or 0)
+
+
+def _log_to_stderr() -> None:
+    handler = _StderrHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
+    logging.getLogger("topklm").addHandler(handler)
+    logging.getLogger("topklm").setLevel(logging.INFO)
+
+
+class _StderrHandler(logging.StreamHandler[TextIO]):
+    """Writes to whatever `sys.stderr` is at the moment: a progress bar replaces it to keep lines apart."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)

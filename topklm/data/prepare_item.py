@@ -1,0 +1,219 @@
+"""One work item to token shards: what a worker process of the preparation does."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import shutil
+import signal
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from topklm.config import build
+from topklm.data.readers import read_item
+from topklm.data.shards import SPLITS, ShardInfo, ShardWriter
+from topklm.data.sources import BadDocument, Document, SourceConfig, WorkItem
+from topklm.data.split import split_of
+from topklm.data.tokenizers import Tokenizer, open_saved_tokenizer
+from topklm.errors import ConfigError, DataError
+
+WORK = ".preparing"
+"""Directory inside a source's directory that holds the state of an unfinished preparation."""
+
+_ALL_BAD = 1000
+_REPORT_EVERY = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What all items of a source have in common; goes to the worker processes."""
+
+    directory: str
+    """The source's directory."""
+    source: str
+    config: SourceConfig
+    dtype: str
+    add_bos: bool
+    add_eos: bool
+    val_fraction: float
+    split_salt: str
+    max_document_bytes: int
+    shard_tokens: int
+    max_skipped: int | float
+
+    @property
+    def work(self) -> Path:
+        return Path(self.directory) / WORK
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemResult:
+    """The record of a finished item, `items/NNNNN.json`."""
+
+    index: int
+    seen: int
+    """Documents read, good and bad."""
+    skipped: dict[str, int]
+    """Bad ones by reason."""
+    shards: list[ShardInfo]
+
+
+class StoppedError(Exception):
+    """Another item failed or the user interrupted; this item is given up and redone next time."""
+
+
+class ItemWorker:
+    """Prepares items of one job. `progress` counts [documents, bytes of text] over all processes."""
+
+    def __init__(self, job: Job, progress: Any, stop: Any):
+        self.job, self.progress, self.stop = job, progress, stop
+        self.tokenizer: Tokenizer = open_saved_tokenizer(job.work / "tokenizer")
+
+    def __call__(self, item: WorkItem) -> ItemResult:
+        """Write the item's shards and list of skipped documents, then its record.
+
+        Everything is written into a directory of this attempt and renamed when complete. So an interrupted item
+        leaves nothing behind that counts, and two attempts at once cannot mix.
+        """
+        attempt = Path(tempfile.mkdtemp(prefix="attempt-", dir=self.job.work))
+        try:
+            result = self._write(item, attempt)
+            for shard in result.shards:
+                for what in ("tokens", "offsets"):
+                    name = f"{shard.split}/{shard.name}.{what}.npy"
+                    os.replace(attempt / name, Path(self.job.directory) / name)
+            os.replace(attempt / "skipped.jsonl", skipped_path(self.job.work, item.index))
+            write_json(result_path(self.job.work, item.index), asdict(result))
+        finally:
+            shutil.rmtree(attempt, ignore_errors=True)
+        return result
+
+    def _write(self, item: WorkItem, attempt: Path) -> ItemResult:
+        job, skipped, seen = self.job, Counter[str](), 0
+        prefix = f"{item.index:05d}"
+        writers = {s: ShardWriter(attempt, s, prefix, job.dtype, job.shard_tokens) for s in SPLITS}
+        with (
+            writers["train"],
+            writers["val"],
+            open(attempt / "skipped.jsonl", "w", encoding="utf-8") as bad,
+        ):
+            for document in self._counted(read_item(job.config, item, job.max_document_bytes)):
+                seen += 1
+                if isinstance(document, BadDocument):
+                    skipped[document.reason] += 1
+                    line = {"source": job.source, **asdict(document)}
+                    bad.write(json.dumps(line, ensure_ascii=True) + "\n")
+                    self._check_limit(skipped.total(), seen, attempt, bad)
+                else:
+                    ids = self.tokenizer.encode(document.text, bos=job.add_bos, eos=job.add_eos)
+                    split = split_of(document.text, job.val_fraction, job.split_salt)
+                    writers[split].add(ids, len(document.text.encode()))
+        shards = [shard for split in SPLITS for shard in writers[split].close()]
+        return ItemResult(index=item.index, seen=seen, skipped=dict(sorted(skipped.items())), shards=shards)
+
+    def _counted(self, documents: Iterator[Document | BadDocument]) -> Iterator[Document | BadDocument]:
+        n = n_bytes = 0
+        for document in documents:
+            yield document
+            n += 1
+            n_bytes += len(document.text) if isinstance(document, Document) else 0
+            if n == _REPORT_EVERY:
+                self._report(n, n_bytes)
+                n = n_bytes = 0
+                if self.stop.is_set():
+                    raise StoppedError
+        self._report(n, n_bytes)
+
+    def _report(self, n: int, n_bytes: int) -> None:
+        with self.progress.get_lock():
+            self.progress[0] += n
+            self.progress[1] += n_bytes
+
+    def _check_limit(self, skipped: int, seen: int, attempt: Path, bad: Any) -> None:
+        limit = self.job.max_skipped
+        # A share is known at the end only; but a wrong text_field shows at once.
+        hopeless = skipped == seen == _ALL_BAD and limit < 1
+        if hopeless or (isinstance(limit, int) and skipped > limit):
+            bad.flush()
+            raise DataError(too_many_skipped(self.job, skipped, seen, [attempt / "skipped.jsonl"]))
+
+
+def too_many_skipped(job: Job, skipped: int, seen: int, lists: list[Path], show: int = 5) -> str:
+    """Message with the first skipped documents out of the files `lists`."""
+    first: list[str] = []
+    for path in lists:
+        with open(path, encoding="utf-8") as file:
+            for line in file:
+                bad = json.loads(line)
+                first.append(f"  - {bad['location']}: {bad['reason']} {bad['detail']}".rstrip())
+                if len(first) == show:
+                    break
+        if len(first) == show:
+            break
+    return (
+        f"source {job.source}: {skipped} of {seen} documents cannot be used, more than max_skipped="
+        f"{job.max_skipped} allows. The first ones:\n" + "\n".join(first) + "\nRepair them, or raise max_skipped "
+        "(a number, or a share such as 0.05) and run the same command again; finished work is kept"
+    )
+
+
+def result_path(work: Path, index: int) -> Path:
+    return work / "items" / f"{index:05d}.json"
+
+
+def skipped_path(work: Path, index: int) -> Path:
+    return work / "skipped" / f"{index:05d}.jsonl"
+
+
+def read_result(work: Path, index: int) -> ItemResult | None:
+    """The record of an item, None if it is not finished."""
+    path = result_path(work, index)
+    if not path.is_file():
+        return None
+    try:
+        return build(ItemResult, json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, ConfigError) as error:
+        raise DataError(f"{path} is damaged ({error}); start again with overwrite=true") from error
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write a JSON file, all or nothing."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(data, file, ensure_ascii=False)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+# In a worker process
+
+_worker: ItemWorker | None = None
+
+
+def start_worker(job: Job, progress: Any, stop: Any) -> None:
+    """Initialise a worker process."""
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's; it sets `stop`
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    _worker = ItemWorker(job, progress, stop)
+
+
+def work_on(item: WorkItem) -> ItemResult:
+    assert _worker is not None
+    return _worker(item)
+
+
+def _exit_with_parent() -> None:
+    """A killed main process must not leave workers behind that write on."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
