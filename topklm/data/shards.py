@@ -60,7 +60,7 @@ class ShardInfo:
 class Manifest:
     """What a prepared source holds and how it was made."""
 
-    format_version: int
+    format_version: int = FORMAT_VERSION
     """`FORMAT_VERSION` of the program that wrote it."""
     source: str
     """Name of the source, as `data.sources` of a training configuration calls it."""
@@ -126,8 +126,8 @@ def read_manifest(directory: Path) -> Manifest:
             "update topklm, or prepare the source with this version"
         )
     try:
-        if not isinstance(data, dict):
-            raise TypeError("not a JSON object")
+        if not isinstance(data, dict) or not isinstance(version, int):
+            raise TypeError("no format_version")
         return build(Manifest, data)
     except (ConfigError, TypeError) as error:  # TypeError: fields that are not there
         raise DataError(f"{path} is not a manifest of format {FORMAT_VERSION} ({error}); {again}") from error

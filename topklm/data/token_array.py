@@ -49,8 +49,16 @@ class TokenArray:
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Tokens [start, stop), a new array [stop - start] of the dtype on disk."""
-        parts = [self._tokens[i][a:b] for i, a, b in self._parts(start, stop)]
-        return np.concatenate(parts) if parts else np.empty(0, DTYPES[self.manifest.dtype])
+        out = np.empty(stop - start, DTYPES[self.manifest.dtype])
+        self.read_into(start, out)
+        return out
+
+    def read_into(self, start: int, out: np.ndarray) -> None:
+        """Copy the tokens from `start` on into `out` [n], of any integer type that holds them."""
+        at = 0
+        for i, a, b in self._parts(start, start + len(out)):
+            out[at : at + b - a] = self._tokens[i][a:b]
+            at += b - a
 
     def document_ids(self, start: int, stop: int) -> np.ndarray:
         """The document of each position in [start, stop), int64 [stop - start], counted over all shards."""

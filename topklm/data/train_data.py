@@ -1,0 +1,138 @@
+"""The prepared sources of a run, opened and checked together, before any process group or GPU is touched."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from topklm.data.config import DataConfig
+from topklm.data.order import ORDER_VERSION, SampleOrder, n_unused_tokens, n_windows
+from topklm.data.shards import Manifest, read_manifest
+from topklm.data.token_array import TokenArray
+from topklm.errors import DataError
+
+PREPARE = "python -m apps.prepare config=FILE"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainData:
+    """Tokens of all sources of a run and the order in which training reads them. Make it with `open_data`."""
+
+    config: DataConfig
+    """What it was opened with."""
+    manifests: dict[str, Manifest]
+    """By source, in sorted order: the numbering of the sources everywhere."""
+    train: dict[str, TokenArray]
+    """Training tokens by source."""
+    val: dict[str, TokenArray]
+    """Held-out tokens by source."""
+
+    @property
+    def names(self) -> list[str]:
+        """The sources; their place in this list is their number in batches."""
+        return list(self.manifests)
+
+    @property
+    def seq_len(self) -> int:
+        return self.config.seq_len
+
+    @property
+    def tokenizer_dir(self) -> Path:
+        """Directory of the tokenizer that all sources were prepared with."""
+        return Path(self.config.root_dir) / self.names[0] / "tokenizer"
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids are below this."""
+        return int(self.manifests[self.names[0]].tokenizer["vocab_size"])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 (hex) over all that decides which tokens sample n holds. The batch size is not part of it."""
+        total = sum(self.config.sources.values())
+        decides = {
+            "order": ORDER_VERSION,
+            "sources": {name: manifest.fingerprint() for name, manifest in self.manifests.items()},
+            "shares": {name: weight / total for name, weight in self.config.sources.items()},
+            "seed": self.config.seed,
+            "seq_len": self.config.seq_len,
+        }
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+    def order(self) -> SampleOrder:
+        """A new order of the samples (it caches what it last used, so every thread takes its own)."""
+        windows = {name: n_windows(len(tokens), self.seq_len) for name, tokens in self.train.items()}
+        return SampleOrder(windows, self.config.sources, self.config.seed)
+
+    def summary(self) -> list[str]:
+        """One line for each source, for the log: its tokens, and the tail that is in no window."""
+        total = sum(self.config.sources.values())
+        return [
+            f"{name}: {len(tokens):,} tokens in {tokens.n_documents:,} documents, "
+            f"{n_windows(len(tokens), self.seq_len):,} windows of {self.seq_len} "
+            f"({n_unused_tokens(len(tokens), self.seq_len)} tokens at the end fill none), "
+            f"{len(self.val[name]):,} held-out tokens, {self.config.sources[name] / total:.1%} of the batches"
+            for name, tokens in self.train.items()
+        ]
+
+
+def open_data(config: DataConfig) -> TrainData:
+    """Open all prepared sources of a configuration. Raises one `DataError` with everything that is wrong."""
+    root = Path(config.root_dir)
+    if not root.is_dir():
+        raise DataError(f"data.root_dir {root} does not exist; prepare the sources first: {PREPARE} out_dir={root}")
+    problems: list[str] = []
+    manifests: dict[str, Manifest] = {}
+    train: dict[str, TokenArray] = {}
+    val: dict[str, TokenArray] = {}
+    for name in sorted(config.sources):
+        if not (root / name).is_dir():
+            problems.append(f"source {name} is not in {root}{_nearest(name, root)}; prepare it: {PREPARE}")
+            continue
+        try:
+            manifests[name] = read_manifest(root / name)
+            train[name] = TokenArray(root / name, manifests[name], "train")
+            val[name] = TokenArray(root / name, manifests[name], "val")
+            if config.verify:
+                train[name].verify()
+                val[name].verify()
+        except DataError as error:
+            problems.append(str(error))
+            continue
+        if n_windows(len(train[name]), config.seq_len) < 1:
+            problems.append(
+                f"source {name} has {len(train[name])} training tokens, too few for one window of data.seq_len + 1 = "
+                f"{config.seq_len + 1}; use a smaller data.seq_len or more documents"
+            )
+    problems += _tokenizer_problems(manifests)
+    if not config.sources:
+        problems.append("data.sources is empty")
+    if problems:
+        head = "" if len(problems) == 1 else f"{len(problems)} problems with the prepared data:\n  - "
+        raise DataError(head + "\n  - ".join(problems))
+    return TrainData(config=config, manifests=manifests, train=train, val=val)
+
+
+def _tokenizer_problems(manifests: dict[str, Manifest]) -> list[str]:
+    problems = [
+        f"the manifest of source {name} lacks its tokenizer's sha256 or vocab_size; prepare it again: {PREPARE}"
+        for name, manifest in manifests.items()
+        if not {"sha256", "vocab_size"} <= set(manifest.tokenizer)
+    ]
+    hashes = {name: str(manifest.tokenizer.get("sha256")) for name, manifest in manifests.items()}
+    if len(set(hashes.values())) > 1:
+        shown = ", ".join(f"{name} {sha[:12]}" for name, sha in hashes.items())
+        problems.append(f"the sources have different tokenizers ({shown}); prepare them with one: {PREPARE}")
+    return problems
+
+
+def _nearest(name: str, root: Path) -> str:
+    there = sorted(path.parent.name for path in root.glob("*/manifest.json"))
+    near = difflib.get_close_matches(name, there, n=1)
+    if near:
+        return f" (did you mean {near[0]}?)"
+    return f" (there: {', '.join(there)})" if there else ""
