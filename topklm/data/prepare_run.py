@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from typing import Any
 
 from topklm.data.prepare_item import ItemResult, ItemWorker, Job, start_worker, work_on
 from topklm.data.progress import PrepareProgress
@@ -16,7 +18,7 @@ from topklm.errors import DataError
 _POLL_SECONDS = 0.5
 
 
-def run_items(job: Job, todo: list[WorkItem], items: list[WorkItem], workers: int) -> Iterator[ItemResult]:
+def run_items(job: Job, todo: list[WorkItem], items: list[WorkItem], workers: int) -> Generator[ItemResult, None, None]:
     """Prepare the items `todo` out of `items`; results as they come, in any order, with progress shown.
 
     If an item fails or the caller stops, the others are given up at their next document; finished ones stay.
@@ -29,22 +31,25 @@ def run_items(job: Job, todo: list[WorkItem], items: list[WorkItem], workers: in
     counters, stop = context.Array("q", 2), context.Event()
     with PrepareProgress(job.source, total, finished) as progress:
         results = _here(job, todo, counters, stop) if workers <= 1 else _pool(job, todo, workers, counters, stop)
-        for result in results:
-            if result is not None:
-                finished += size[result.index]
-            progress.update(finished, *counters[:])
-            if result is not None:
-                yield result
+        with closing(results):
+            for result in results:
+                if result is not None:
+                    finished += size[result.index]
+                progress.update(finished, *counters[:])
+                if result is not None:
+                    yield result
 
 
-def _here(job: Job, todo: list[WorkItem], counters: object, stop: object) -> Iterator[ItemResult | None]:
-    worker = ItemWorker(job, counters, stop) if todo else None
+_Results = Generator[ItemResult | None, None, None]
+
+
+def _here(job: Job, todo: list[WorkItem], counters: Any, stop: Any) -> _Results:
+    worker = ItemWorker(job, counters, stop)
     for item in todo:
-        assert worker is not None
         yield worker(item)
 
 
-def _pool(job: Job, todo: list[WorkItem], workers: int, counters: object, stop: object) -> Iterator[ItemResult | None]:
+def _pool(job: Job, todo: list[WorkItem], workers: int, counters: Any, stop: Any) -> _Results:
     """Results of the worker processes, None now and then so that progress can be shown."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=start_worker, initargs=(job, counters, stop)) as pool:
@@ -61,7 +66,7 @@ def _pool(job: Job, todo: list[WorkItem], workers: int, counters: object, stop: 
                 "smaller max_document_bytes. Run the same command again; finished work is kept"
             ) from error
         finally:
-            stop.set()  # type: ignore[attr-defined]
+            stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
 
 

@@ -123,6 +123,8 @@ class SentencePieceTokenizer(Tokenizer):
     def __init__(self, definition: bytes):
         super().__init__(definition)
         sentencepiece = require("sentencepiece", "topklm")
+        if not definition:  # which the library would take
+            raise DataError("not a SentencePiece model; the file is empty")
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_proto=definition)
         except RuntimeError as error:
