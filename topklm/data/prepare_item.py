@@ -11,7 +11,7 @@ import signal
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -70,10 +70,10 @@ class StoppedError(Exception):
 
 
 class ItemWorker:
-    """Prepares items of one job. `progress` counts [documents, bytes of text] over all processes."""
+    """Prepares items of one job. `report(documents, bytes of text)` is called now and then; it may raise to stop."""
 
-    def __init__(self, job: Job, progress: Any, stop: Any):
-        self.job, self.progress, self.stop = job, progress, stop
+    def __init__(self, job: Job, report: Callable[[int, int], None]):
+        self.job, self.report = job, report
         self.tokenizer: Tokenizer = open_saved_tokenizer(job.work / "tokenizer")
 
     def __call__(self, item: WorkItem) -> ItemResult:
@@ -123,18 +123,11 @@ class ItemWorker:
         for document in documents:
             yield document
             n += 1
-            n_bytes += len(document.text) if isinstance(document, Document) else 0
+            n_bytes += len(document.text.encode()) if isinstance(document, Document) else 0
             if n == _REPORT_EVERY:
-                self._report(n, n_bytes)
+                self.report(n, n_bytes)
                 n = n_bytes = 0
-                if self.stop.is_set():
-                    raise StoppedError
-        self._report(n, n_bytes)
-
-    def _report(self, n: int, n_bytes: int) -> None:
-        with self.progress.get_lock():
-            self.progress[0] += n
-            self.progress[1] += n_bytes
+        self.report(n, n_bytes)
 
     def _check_limit(self, skipped: int, seen: int, attempt: Path, bad: Any) -> None:
         limit = self.job.max_skipped
@@ -198,12 +191,20 @@ def write_json(path: Path, data: Any) -> None:
 _worker: ItemWorker | None = None
 
 
-def start_worker(job: Job, progress: Any, stop: Any) -> None:
-    """Initialise a worker process."""
+def start_worker(job: Job, counters: Any, stop: Any) -> None:
+    """Initialise a worker process; `counters` [documents, bytes] and the event `stop` are shared by all."""
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's; it sets `stop`
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    _worker = ItemWorker(job, progress, stop)
+
+    def report(documents: int, n_bytes: int) -> None:
+        with counters.get_lock():
+            counters[0] += documents
+            counters[1] += n_bytes
+        if stop.is_set():
+            raise StoppedError
+
+    _worker = ItemWorker(job, report)
 
 
 def work_on(item: WorkItem) -> ItemResult:
