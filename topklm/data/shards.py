@@ -66,17 +66,17 @@ class Manifest:
     """Name of the source, as `data.sources` of a training configuration calls it."""
     dtype: Literal["uint16", "uint32"]
     """Type of the token ids on disk."""
-    tokenizer: dict[str, Any]
+    tokenizer: dict[str, Any | None]
     """name, sha256, vocab_size, bos_id, eos_id of the tokenizer in `tokenizer/`."""
     add_bos: bool
     """Each document begins with BOS."""
     add_eos: bool
     """Each document ends with EOS."""
-    split: dict[str, Any]
+    split: dict[str, Any | None]
     """The rule that divided the documents into train and val."""
-    origin: dict[str, Any]
+    origin: dict[str, Any | None]
     """The configuration of the source: where the documents came from."""
-    counts: dict[str, Any]
+    counts: dict[str, Any | None]
     """Totals: documents, tokens and bytes of each split."""
     skipped: dict[str, int]
     """Documents that were left out, by reason; `skipped.jsonl` lists them."""
@@ -130,7 +130,8 @@ def read_manifest(directory: Path) -> Manifest:
             raise TypeError("no format_version")
         return build(Manifest, data)
     except (ConfigError, TypeError) as error:  # TypeError: fields that are not there
-        raise DataError(f"{path} is not a manifest of format {FORMAT_VERSION} ({error}); {again}") from error
+        why = "; ".join(map(str, error.problems)) if isinstance(error, ConfigError) else error
+        raise DataError(f"{path} is not a manifest of format {FORMAT_VERSION} ({why}); {again}") from error
 
 
 class ShardWriter:

@@ -48,7 +48,7 @@ class TrainData:
     @property
     def vocab_size(self) -> int:
         """Token ids are below this."""
-        return int(self.manifests[self.names[0]].tokenizer["vocab_size"])
+        return int(self.manifests[self.names[0]].tokenizer["vocab_size"] or 0)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -121,7 +121,9 @@ def _tokenizer_problems(manifests: dict[str, Manifest]) -> list[str]:
     problems = [
         f"the manifest of source {name} lacks its tokenizer's sha256 or vocab_size; prepare it again: {PREPARE}"
         for name, manifest in manifests.items()
-        if not {"sha256", "vocab_size"} <= set(manifest.tokenizer)
+        if not (
+            isinstance(manifest.tokenizer.get("sha256"), str) and isinstance(manifest.tokenizer.get("vocab_size"), int)
+        )
     ]
     hashes = {name: str(manifest.tokenizer.get("sha256")) for name, manifest in manifests.items()}
     if len(set(hashes.values())) > 1:

@@ -1,0 +1,57 @@
+"""Small prepared sources with known tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from topklm.data import DataConfig, Manifest, ShardWriter, TrainData, open_data, write_manifest
+
+VOCAB = 60_000
+
+
+def documents(n_tokens: int, first: int = 0, length: int = 7) -> list[np.ndarray]:
+    """Documents of 1 ... 2 * length - 1 tokens that count upwards from `first`."""
+    rng, made, total = np.random.default_rng(first), [], 0
+    while total < n_tokens:
+        n = min(int(rng.integers(1, 2 * length)), n_tokens - total)
+        made.append(np.arange(first + total, first + total + n))
+        total += n
+    return made
+
+
+def write_source(
+    root: Path,
+    name: str,
+    train: Sequence[Sequence[int] | np.ndarray],
+    val: Sequence[Sequence[int] | np.ndarray] = (),
+    *,
+    max_tokens: int = 50,
+    dtype: str = "uint16",
+    sha256: str = "t" * 64,
+) -> Manifest:
+    shards = []
+    for split, texts in (("train", train), ("val", val)):
+        with ShardWriter(root / name, split, "part", dtype, max_tokens) as writer:
+            for ids in texts:
+                writer.add(ids, n_bytes=3 * len(ids))
+        shards += writer.close()
+    tokenizer: dict[str, Any] = {"name": "bytes", "sha256": sha256, "vocab_size": VOCAB, "bos_id": None, "eos_id": None}
+    manifest = Manifest(
+        source=name, dtype=dtype, tokenizer=tokenizer, add_bos=False, add_eos=False,
+        split={"val_fraction": 0.1}, origin={"path": "somewhere"}, counts={}, skipped={}, shards=shards,
+    )  # fmt: skip
+    write_manifest(root / name, manifest)
+    return manifest
+
+
+def two_sources(root: Path, *, seq_len: int = 8, **config: Any) -> TrainData:
+    """`a`: tokens 0 ... 699 and 7 held-out documents' worth of 20000 ...; `b`: tokens 10000 ... 10299 and 30000 ..."""
+    write_source(root, "a", documents(700), documents(101, 20_000))
+    write_source(root, "b", documents(300, 10_000), documents(30, 30_000))
+    return open_data(
+        DataConfig(root_dir=str(root), sources={"b": 1.0, "a": 3.0}, seq_len=seq_len, **{"seed": 5, **config})
+    )
