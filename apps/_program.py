@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def run(main: Callable[[T], int | None], schema: type[T], program: str, doc: str) -> None:
-    """Run `main` with the configuration that the command line gives; never returns normally on an error.
+    """Run `main` with the configuration that the command line gives, then `sys.exit`.
 
     Exit codes: what `main` returns (None is 0), the error's own `exit_code`, 130 after Ctrl-C.
     """

@@ -20,7 +20,7 @@ class TrainTokenizerConfig:
     """Number of pieces, with unk (0), bos (1), eos (2) and the 256 bytes."""
     max_bytes: int = 100_000_000
     """Train on at most this many UTF-8 bytes of training documents, shared equally by the sources. 50 MB take
-    about 10 seconds and a few hundred MB of memory."""
+    a few seconds and about 200 MB of memory."""
     character_coverage: float = 0.9995
     """Share of the characters that get a piece of their own; the rest is written in bytes."""
 
