@@ -105,3 +105,10 @@ class TopKActivation:
         check_k(x, self.k)
         index = select(x.detach(), self.k).long()
         return torch.zeros_like(x, dtype=torch.bool).scatter(-1, index, True)
+
+    def margin(self, x: Tensor) -> Tensor:
+        check_k(x, self.k)
+        if self.k == x.shape[-1]:
+            return torch.full_like(x[..., 0], torch.nan)
+        values = torch.topk(x.detach(), self.k + 1, dim=-1).values.to(torch.promote_types(x.dtype, torch.float32))
+        return values[..., -2] - values[..., -1]

@@ -24,7 +24,7 @@ from topklm.sparsity.blocks import check_untouched, find_blocks, stream_dim
 from topklm.sparsity.config import TopKConfig
 from topklm.sparsity.registry import build_activation
 
-_STATE = "_topk"
+STATE = "_topk"
 """Attribute of a block that holds the model's `SparseState`; the plain object is in no state dict."""
 
 
@@ -43,11 +43,11 @@ class SparseState:
         self.value = 0.0
         # The only thing that a compiled graph depends on: one graph for annealing, one for pure TopK.
         self.annealing = False
-        self.recorder: Any = None
+        self.recorder: Any = None  # of health.py, while it records
 
     def __call__(self, block: nn.Module, x: Tensor) -> Tensor:
         if self.recorder is not None:
-            self.recorder.see(block, x)
+            self.recorder.see(block, self.activation, x)
         return self.activation(x, self.alpha if self.annealing else None)
 
 
@@ -102,21 +102,22 @@ def sparsify(model: nn.Module, cfg: TopKConfig | None, blocks: nn.ModuleList | s
     problems = [*cfg.problems(), *cfg.problems_for(stream_dim(model, stack), len(stack))]
     if problems:
         raise ConfigError(problems)
-    if _states(model):
+    if sparse_states(model):
         raise ConfigError("the model is sparsified already; build it anew to change the configuration")
     check_untouched(model, stack)
     n_sparse = len(stack) - cfg.n_dense_tail
     if n_sparse:
         state = SparseState(cfg)
         for block in stack[:n_sparse]:
-            block.__dict__[_STATE] = state
+            block.__dict__[STATE] = state
             base: Any = type(block)
             block.__class__ = sparse_class(base)
     return model
 
 
-def _states(model: nn.Module) -> list[SparseState]:
-    found = (module.__dict__.get(_STATE) for module in model.modules())
+def sparse_states(model: nn.Module) -> list[SparseState]:
+    """What the sparse blocks of `model` hold: one state, unless models with their own were joined; often none."""
+    found = (module.__dict__.get(STATE) for module in model.modules())
     return list(dict.fromkeys(state for state in found if state is not None))
 
 
@@ -128,7 +129,7 @@ def set_alpha(model: nn.Module, value: float) -> None:
     value = float(value)
     if math.isnan(value) or not 0 <= value <= 1:
         raise ConfigError(f"alpha must lie in [0, 1], not {value}")
-    states = _states(model)
+    states = sparse_states(model)
     if not states:
         raise ConfigError("the model has no sparse blocks; call sparsify(model, cfg) first")
     for state in states:
@@ -140,5 +141,5 @@ def set_alpha(model: nn.Module, value: float) -> None:
 
 def get_alpha(model: nn.Module) -> float | None:
     """The alpha that was set last, or None for a model without sparse blocks. No sync."""
-    states = _states(model)
+    states = sparse_states(model)
     return states[0].value if states else None

@@ -1,7 +1,7 @@
 """Activations by name: one file each, found through `TopKConfig.activation`.
 
 An activation is made once per model from the configuration and called with every pre-activation. A new one is a
-class with these three members, under `@register("name")`, in a module that `topklm/sparsity/__init__.py` imports.
+class with these members, under `@register("name")`, in a module that `topklm/sparsity/__init__.py` imports.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ class Activation(Protocol):
 
     def selected(self, x: Tensor) -> Tensor:
         """The selection at alpha = 0 as a bool mask [..., D], for statistics."""
+
+    def margin(self, x: Tensor) -> Tensor:
+        """[...]: how far the least selected value is above the largest other one; NaN where that means nothing."""
 
 
 _ACTIVATIONS: dict[str, type[Activation]] = {}

@@ -43,15 +43,33 @@ def _unique_keys(x: Tensor) -> tuple[Tensor, int]:
     return torch.add(low, order, alpha=2**index_bits), index_bits
 
 
-def _select(x: Tensor, k: int) -> Tensor:
-    dim = x.shape[-1]
-    if x.dtype in _ORDER_BITS:
-        keys, index_bits = _unique_keys(x)
-        top = torch.topk(keys, k, dim=-1, sorted=False).values
-        index = ~top & (2**index_bits - 1)
-    else:  # float64 is for checks: it has no room for the index, and speed does not matter
-        index = torch.sort(x, dim=-1, descending=True, stable=True).indices[..., :k]
-    return index.to(record_dtype(dim))
+def _by_keys(x: Tensor, k: int) -> Tensor:
+    if x.dtype not in _ORDER_BITS:  # float64 leaves no room for the index; it is for checks, where speed is nothing
+        return torch.sort(x, dim=-1, descending=True, stable=True).indices[..., :k]
+    keys, index_bits = _unique_keys(x)
+    top = torch.topk(keys, k, dim=-1, sorted=False).values
+    return ~top & (2**index_bits - 1)
+
+
+def _by_values(x: Tensor, k: int) -> Tensor:
+    """torch.topk on the numbers, and again by keys for the rows where the k-th value is not unique or NaN.
+
+    Faster than keys of 64 bits on a CPU. On a GPU it would wait for the device to know these rows.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    values, index = torch.topk(rows, k, dim=-1, sorted=False)
+    # amin hands on a NaN, which no entry is >= to, so such a row counts 0 and is redone.
+    reached = (rows >= values.amin(-1, keepdim=True)).sum(-1)
+    again = (reached != k).nonzero().squeeze(-1)
+    if again.numel():
+        index[again] = _by_keys(rows[again], k).to(index.dtype)
+    return index.view(*x.shape[:-1], k)
+
+
+def select_rows(x: Tensor, k: int) -> Tensor:
+    """The function behind `select`, chosen by measurement (`scripts/bench_topk.py`)."""
+    fast = _by_values if x.device.type == "cpu" and x.dtype == torch.float32 else _by_keys
+    return fast(x, k).to(record_dtype(x.shape[-1]))
 
 
 @torch.library.custom_op("topklm::select", mutates_args=())
@@ -61,7 +79,7 @@ def select(x: Tensor, k: int) -> Tensor:
     One opaque op, so that every way to run a block (eager, compiled, recomputed) has the same selection, and so
     that activation checkpointing can keep its small result: see `SAVED_OPS`.
     """
-    return _select(x, k)
+    return select_rows(x, k)
 
 
 @select.register_fake
