@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.optim import Optimizer
 
+from topklm.checkpoint import dcp
 from topklm.checkpoint.config import CheckpointConfig
 from topklm.checkpoint.integrity import defects, digest, write_files_json
 from topklm.errors import CheckpointError
@@ -109,13 +109,11 @@ class CheckpointStore:
         (part / f"train_state_{self.rank:05d}.json").write_text(json.dumps(train_state))
         model_state, optim_state = get_state_dict(model, optimizer)
         state = {"model": model_state, "optim": optim_state}
-        alone = self.group is None
         if not self.config.async_save:
-            dcp.save(state, checkpoint_id=part, process_group=self.group, no_dist=alone)
+            dcp.save(state, part, self.group)
             self._complete(part, final, step)
             return
-        staged = dcp.async_save(state, checkpoint_id=part, process_group=self.group, no_dist=alone)
-        written: Any = staged.result if hasattr(staged, "result") else staged.upload_completion.result
+        written = dcp.async_save(state, part, self.group).result
         self._writing = threading.Thread(target=self._in_background, args=(written, part, final, step))
         self._writing.start()
 
@@ -138,14 +136,9 @@ class CheckpointStore:
         else:
             model_state, optim_state = get_state_dict(model, optimizer)
             state = {"model": model_state, "optim": optim_state}
-        try:
-            dcp.load(state, checkpoint_id=path, process_group=self.group, no_dist=self.group is None)
-        except (RuntimeError, ValueError, dcp.CheckpointException) as error:
-            raise CheckpointError(f"{path} does not fit this model: {error}") from error
+        dcp.load(state, path, self.group)
         if optimizer is not None:
-            set_state_dict(
-                model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optim"]
-            )
+            set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optim"])
         own = path / f"train_state_{self.rank:05d}.json"
         return json.loads((own if own.exists() else path / "train_state_00000.json").read_text())
 
@@ -153,14 +146,18 @@ class CheckpointStore:
         try:
             written()
             self._complete(part, final, step)
-        except BaseException as error:  # noqa: BLE001 - handed to the training thread by finish()
+        except BaseException as error:
             self._failure = error
 
     def _complete(self, part: Path, final: Path, step: int) -> None:
         """After all ranks wrote their part: record the hashes, rename, retire old checkpoints."""
         mine = [part / f"train_state_{self.rank:05d}.json", *part.glob(f"__{self.rank}_*.distcp")]
         if self.rank == 0:
-            mine += [part / ".metadata", part / "params.json", *(p for p in (part / "tokenizer").rglob("*") if p.is_file())]
+            mine += [
+                part / ".metadata",
+                part / "params.json",
+                *(p for p in (part / "tokenizer").rglob("*") if p.is_file()),
+            ]
         digests = self._gather({str(p.relative_to(part)): digest(p) for p in mine})
         if self.rank == 0:
             write_files_json(part, digests)

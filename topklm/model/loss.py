@@ -53,15 +53,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, hidden.shape[0], chunk):
             part = slice(start, start + chunk)
             h, target = hidden[part], targets[part]
-            logits = _logits(h, weight)  # [n, V]
-            total += F.cross_entropy(logits, target, ignore_index=IGNORE, reduction="sum")
+            log_p = _logits(h, weight).log_softmax(-1)  # [n, V]
+            total += F.nll_loss(log_p, target, ignore_index=IGNORE, reduction="sum")
             if grad_hidden is None and grad_weight is None:
                 continue
-            # d loss / d logits = softmax - one_hot, and 0 for tokens that are not scored
+            # d loss / d logits = softmax - one_hot, and 0 for tokens that are not scored; in place of log_p
             scored = target != IGNORE
-            grad = logits.softmax(-1)
+            grad = log_p.exp_()
             grad[torch.arange(len(target), device=target.device), target.where(scored, 0)] -= 1
-            grad = torch.where(scored[:, None], grad, 0).to(hidden.dtype)
+            grad = grad.masked_fill_(~scored[:, None], 0).to(hidden.dtype)
             if grad_hidden is not None:
                 torch.mm(grad, weight, out=grad_hidden[part])
             if grad_weight is not None:

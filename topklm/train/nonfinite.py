@@ -19,9 +19,7 @@ from topklm.errors import NonFiniteError
 class NonFiniteGuard:
     """Watches loss and gradient norm. `describe(step)` tells the documents of a step's batch, for the message."""
 
-    def __init__(
-        self, mode: Literal["stop", "skip"], limit: int, device: torch.device, describe: Callable[[int], str]
-    ):
+    def __init__(self, mode: Literal["stop", "skip"], limit: int, device: torch.device, describe: Callable[[int], str]):
         self.mode, self.limit, self.describe = mode, limit, describe
         zeros = torch.zeros(4, device=device, dtype=torch.float64)
         self._in_a_row, self._longest, self._skipped, self._first_bad = zeros.unbind()
@@ -43,7 +41,9 @@ class NonFiniteGuard:
 
     def check(self) -> int:
         """Read the verdicts; the number of skipped steps so far. Raises `NonFiniteError`. Synchronises."""
-        longest, skipped, first = (int(t) for t in torch.stack((self._longest, self._skipped, self._first_bad)).tolist())
+        longest, skipped, first = (
+            int(t) for t in torch.stack((self._longest, self._skipped, self._first_bad)).tolist()
+        )
         if self.mode == "stop" and first >= 0:
             raise NonFiniteError(
                 f"loss or gradient of step {first} (counted from 0) is not finite; the weights are as before it and "

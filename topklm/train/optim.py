@@ -80,8 +80,9 @@ def _factor(c: OptimConfig, step: int, steps: int) -> float:
     if c.scheduler == "linear":
         return done * low + (1 - done)
     if c.scheduler == "cosine":
-        # Lingua turns the wave over at every cycle, so that a new cycle starts where the last one ended.
-        sign = -1 if int(step // (steps * c.cycle_length)) % 2 else 1
+        # Lingua turns the wave over at every cycle, so that a new cycle starts where the last one ended. (The end of
+        # the run is the end of its last cycle, not the start of another.)
+        sign = -1 if int(min(step, steps - 1) // (steps * c.cycle_length)) % 2 else 1
         wave = sign * math.cos(math.pi * done**c.cosine_theta / c.cycle_length)
         return low + 0.5 * (1 - low) * (wave + 1)
     return _wsd(c, step, steps)

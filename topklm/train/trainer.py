@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -80,9 +79,7 @@ class Trainer:
             pin_memory=world.device.type == "cuda",
             with_document_ids=config.model.document_mask,
         )
-        self.guard = NonFiniteGuard(
-            config.on_nonfinite, config.max_nonfinite, world.device, self._describe_documents
-        )
+        self.guard = NonFiniteGuard(config.on_nonfinite, config.max_nonfinite, world.device, self._describe_documents)
         self._saved_at: int | None = self.step if self.step else None
         self._validated_at: int | None = None
 
@@ -205,7 +202,7 @@ class Trainer:
             figures = validate(
                 self.model,
                 self.data,
-                context=settings.context or self.config.data.seq_len,
+                contexts=settings.contexts or [self.config.data.seq_len],
                 batch_size=settings.batch_size or self.config.data.batch_size,
                 max_tokens=settings.max_tokens,
                 document_mask=self.config.model.document_mask,
@@ -231,9 +228,7 @@ class Trainer:
             "rng": rng_state(self.world.device),
         }
         with self.throughput.pause():
-            self.store.save(
-                self.step, self.model, self.optimizer, state, to_dict(self.config), self.data.tokenizer_dir
-            )
+            self.store.save(self.step, self.model, self.optimizer, state, to_dict(self.config), self.data.tokenizer_dir)
         self._saved_at = self.step
 
     def _restore(self) -> None:

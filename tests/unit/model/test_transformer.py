@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from tests.unit.model import reference
 
+from tests.unit.model import reference
 from topklm.config import build
 from topklm.errors import ConfigError
 from topklm.model import IGNORE, ModelConfig, Transformer, build_model

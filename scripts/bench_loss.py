@@ -1,0 +1,110 @@
+"""Cross-entropy of the head, forward and backward: ours (chunked, gradients made in the forward pass) against the
+plain form, chunks recomputed in the backward, and torch's own `F.linear_cross_entropy` where there is one.
+
+    python scripts/bench_loss.py [--tokens 2048 --dim 256 --vocab 32000 --chunk 1024 --rounds 7]
+
+Prints median time and peak memory, each as a ratio to the plain form of the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from topklm.model import linear_cross_entropy
+
+
+DEFAULTS = {"tokens": 2048, "dim": 256, "vocab": 32000, "chunk": 1024, "rounds": 7}
+
+
+def plain(h: Tensor, w: Tensor, t: Tensor, chunk: int) -> Tensor:
+    return F.cross_entropy((h @ w.T).float(), t, reduction="sum")
+
+
+def recomputed(h: Tensor, w: Tensor, t: Tensor, chunk: int) -> Tensor:
+    parts = zip(h.split(chunk), t.split(chunk), strict=True)
+    return torch.stack([checkpoint(plain, a, w, b, chunk, use_reentrant=False) for a, b in parts]).sum()
+
+
+def torchs(h: Tensor, w: Tensor, t: Tensor, chunk: int) -> Tensor:
+    return F.linear_cross_entropy(h, w, t, reduction="sum")
+
+
+FORMS: dict[str, Callable[[Tensor, Tensor, Tensor, int], Tensor]] = {
+    "plain": plain, "ours": linear_cross_entropy, "recomputed": recomputed,
+}  # fmt: skip
+if hasattr(F, "linear_cross_entropy"):
+    FORMS["torch"] = torchs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in DEFAULTS.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--memory-of", choices=FORMS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.memory_of:
+        print(peak_memory(args))
+        return
+    # Before this process grows: on Linux a child inherits the highest memory of its parent.
+    memory = {name: memory_in_own_process(name) for name in FORMS}
+    run = make(args)
+    times: dict[str, list[float]] = {name: [] for name in FORMS}
+    for round_ in range(args.rounds + 1):
+        for name in FORMS:
+            began = time.perf_counter()
+            run(name)
+            if round_:
+                times[name].append(time.perf_counter() - began)
+    print(f"{args.tokens} tokens, D {args.dim}, V {args.vocab}, chunk {args.chunk}: time and peak memory, x plain")
+    for name, seconds in times.items():
+        ratio = statistics.median(a / b for a, b in zip(seconds, times["plain"], strict=True))
+        print(f"  {name:11s} {ratio:6.2f}   {memory[name] / memory['plain']:6.2f}")
+
+
+def make(args: argparse.Namespace) -> Callable[[str], None]:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    h = torch.randn(args.tokens, args.dim, device=device, dtype=dtype, requires_grad=True)
+    w = torch.randn(args.vocab, args.dim, device=device, dtype=dtype, requires_grad=True)
+    t = torch.randint(0, args.vocab, (args.tokens,), device=device)
+
+    def run(name: str) -> None:
+        FORMS[name](h, w, t, args.chunk).backward()
+        h.grad = w.grad = None
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return run
+
+
+def peak_memory(args: argparse.Namespace) -> float:
+    """Bytes beyond what the inputs take."""
+    run = make(args)
+    if torch.cuda.is_available():
+        before = torch.cuda.memory_allocated()
+        run(args.memory_of)
+        return torch.cuda.max_memory_allocated() - before
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run(args.memory_of)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+
+
+def memory_in_own_process(name: str) -> float:
+    """A process's highest memory never falls, so each form gets a process of its own."""
+    command = [sys.executable, *sys.argv, "--memory-of", name]
+    return float(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# From nothing to a TopK language model and its dense twin, trained on real text: no GPU, no hub, no account needed.
+# Running it again goes on where it was stopped, and does nothing twice.
+#   bash scripts/quickstart.sh [key=value ...]      the arguments go to both trainings, for example steps=500
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source scripts/environment.sh
+install_topklm quickstart
+
+# With a GPU the twins are larger; they have configurations and directories of their own.
+size=""
+python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' && size="_gpu"
+
+echo "== corpus: presidential addresses, 1790 to today"
+python -m apps.prepare config=configs/data/quickstart.yaml
+
+for twin in dense topk; do
+    echo "== training: $twin$size"
+    python -m apps.train "config=configs/quickstart/$twin$size.yaml" "$@"
+done
+
+echo "== comparison"
+python -m apps.report "runs=[runs/quickstart/dense$size,runs/quickstart/topk$size]" "out=report/quickstart$size"
+
+cat <<EOT
+
+Next:
+  look at                report/quickstart$size/curves.png and comparison.md
+  fewer entries kept     python -m apps.train config=configs/quickstart/topk$size.yaml topk.k=8 name=k8
+  no annealing           python -m apps.train config=configs/quickstart/topk$size.yaml topk.anneal_ratio=0 name=sudden
+  compare                python -m apps.report "runs=[runs/quickstart/dense$size,runs/quickstart/k8]" out=report/k8
+  your own text          docs/prepare.md
+  the paper's models     configs/paper, docs/train.md
+EOT

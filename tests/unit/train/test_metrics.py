@@ -1,0 +1,73 @@
+"""metrics.jsonl after a resume, throughput formulas, console."""
+
+import json
+import logging
+
+import pytest
+import torch
+
+from topklm.model import ModelConfig, Transformer
+from topklm.train import throughput
+from topklm.train.metrics import Console, LoggingConfig, MetricsWriter, rewind_metrics
+
+
+def test_rewinding_keeps_what_the_checkpoint_has_seen_and_loses_nothing(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"global_step": s}) + "\n" for s in (1, 2, 2, 3, 4)]
+    path.write_text("".join(lines) + '{"global_st')
+    rewind_metrics(path, 2)
+    assert path.read_text() == "".join(lines[:3])
+    assert (tmp_path / "metrics.superseded.jsonl").read_text() == "".join(lines[3:]) + '{"global_st'
+    rewind_metrics(tmp_path / "none.jsonl", 2)
+
+
+def test_every_sink_gets_the_figures(tmp_path):
+    with MetricsWriter(LoggingConfig(tensorboard=True), tmp_path, "run", {}, 0) as metrics:
+        metrics.write({"global_step": 3, "loss/out": 1.5, "optim/grad_norm": float("nan")})
+    (entry,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert entry["loss/out"] == 1.5
+    assert entry["optim/grad_norm"] is None
+    assert "created_at" in entry
+    assert any((tmp_path / "tensorboard").iterdir())
+
+
+def test_flops_per_token_are_the_published_formulas():
+    config = ModelConfig(dim=64, n_layers=3, n_heads=4, vocab_size=100)
+    total = sum(p.numel() for p in Transformer(config).parameters())
+    embedding = 100 * 64
+    assert throughput.flops_per_token(config, 128) == 6 * (total - embedding) + 12 * 3 * 128 * 64
+    assert throughput.lingua_flops_per_token(config, 128) == 6 * (total - embedding) + 7 * 3 * 128 * 64
+    assert throughput.mfu(1000.0, 2e9, 989.5e12) == pytest.approx(2e12 / 989.5e12)
+    assert throughput.peak_flops(torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [("NVIDIA H200", 989.5e12), ("NVIDIA H100 80GB HBM3", 989.5e12), ("NVIDIA H100 PCIe", 756e12),
+     ("NVIDIA A100-SXM4-80GB", 312e12), ("NVIDIA L4", 121e12), ("NVIDIA L40S", 362e12), ("Some GPU", None)],
+)  # fmt: skip
+def test_the_peak_is_the_dense_one_of_the_device(monkeypatch, name, peak):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert throughput.peak_flops(torch.device("cuda")) == peak
+
+
+def test_validation_and_saving_do_not_count_as_training(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(throughput.time, "perf_counter", lambda: now[0])
+    speed = throughput.Throughput(ModelConfig(dim=64, n_heads=4, vocab_size=10), 8, 2, torch.device("cpu"))
+    for _ in range(4):
+        now[0] += 1.0
+        speed.step()
+        with speed.pause():
+            now[0] += 10.0
+    figures = speed.figures(tokens_per_step=100)
+    assert figures["speed/tokens_per_second"] == pytest.approx(100)
+    assert figures["speed/wps"] == pytest.approx(50)
+    assert figures["speed/step_time"] == pytest.approx(1)
+    assert "speed/mfu" not in figures
+
+
+def test_without_a_terminal_the_progress_is_logged_with_an_eta(caplog):
+    with caplog.at_level(logging.INFO), Console(10, 0, enabled=True) as console:
+        console.update(5, "loss 1.0")
+    assert "step 5/10  loss 1.0  eta 0:00:0" in caplog.text

@@ -1,0 +1,43 @@
+"""torch.distributed.checkpoint, with or without a process group."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+
+from topklm.errors import CheckpointError
+
+
+def save(state: dict[str, Any], path: Path, group: dist.ProcessGroup | None) -> None:
+    """Write a state dict to `path`; every rank of `group` calls it, or a single process with None."""
+    with _quiet():
+        dcp.save(state, checkpoint_id=path, process_group=group, no_dist=group is None)
+
+
+def async_save(state: dict[str, Any], path: Path, group: dist.ProcessGroup | None) -> Any:
+    """As `save`, in the background once the state is copied: a future. `group` must not be used by anything else."""
+    with _quiet():
+        return dcp.async_save(state, checkpoint_id=path, process_group=group, no_dist=group is None)
+
+
+def load(state: dict[str, Any], path: Path, group: dist.ProcessGroup | None = None) -> None:
+    """Fill the tensors of `state` in place from `path`, written by any number of ranks. Raises `CheckpointError`."""
+    try:
+        with _quiet():
+            dcp.load(state, checkpoint_id=path, process_group=group, no_dist=group is None)
+    except (RuntimeError, ValueError, KeyError, dcp.CheckpointException) as error:
+        raise CheckpointError(f"{path} does not fit this model: {error}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """A single process goes without a process group on purpose; torch warns of it each time."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled, unavailable or uninitialized")
+        yield

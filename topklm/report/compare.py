@@ -1,0 +1,158 @@
+"""What the runs have come to, side by side, and which dense run a TopK run is measured against."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from topklm.report.runs import Line, Run, number
+
+# What leaves the batches and the result as they are, and so may differ between twins.
+INDIFFERENT = {
+    "model": {"loss_chunk", "backend"},
+    "data": {"batch_size", "load_async", "prefetch_size", "pin_memory"},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One run's results. A number is None where it was not measured and NaN where it was not finite."""
+
+    run: Run
+    loss: float | None
+    """Mean training loss in nats per token over the last tenth of the logged steps."""
+    loss_points: int
+    """How many logged steps that are."""
+    validated_step: int | None
+    """Step of the last validation, from which the following figures are."""
+    perplexity: dict[int, float | None] = field(default_factory=dict)
+    """Validation perplexity by context in tokens."""
+    scored: dict[int, float | None] = field(default_factory=dict)
+    """Tokens that it was measured on, by context."""
+    twin: str | None = None
+    """Name of the dense twin; None for a dense run and where there is none."""
+    ratio: dict[int, float | None] = field(default_factory=dict)
+    """Perplexity over the dense twin's, by context; at the same step and on as many tokens, else None."""
+    l0_mean: float | None = None
+    """Mean number of non-zero entries per token and TopK layer."""
+    dead: float | None = None
+    """Neurons of the TopK layers that were never active during the validation."""
+    alpha: float | None = None
+    """Annealing coefficient at the last validation: 1 dense, 0 TopK."""
+    tokens_per_second: float | None = None
+    """Median over the logged steps without the first, which holds warming up."""
+    mfu: float | None = None
+    """Median model FLOPs utilisation over the same steps, where it is known."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Rows in the order of the runs, and what a reader has to know about them."""
+
+    rows: list[Row]
+    contexts: list[int]
+    """Every context that any run was validated at, smallest first."""
+    notes: list[str]
+    """Reasons for missing ratios and figures that mislead, in sentences."""
+
+
+def compare(runs: Sequence[Run]) -> Comparison:
+    """Put runs side by side. Needs no dense run; ratios are left out where there is no twin."""
+    notes: list[str] = []
+    rows = [_row(run, runs, notes) for run in runs]
+    return Comparison(rows, sorted({context for run in runs for context in run.contexts}), notes)
+
+
+def dense_twin(run: Run, runs: Sequence[Run]) -> Run | None:
+    """The dense run that differs from `run` in nothing but the TopK.
+
+    Among the dense runs with the same model, data and steps it is the only one; where there are several, the only one
+    that has also the same optimiser and seed. None if there is none, or no single one, and for a dense run.
+    """
+    if run.is_dense:
+        return None
+    twins = [other for other in runs if other.is_dense and _essence(other) == _essence(run)]
+    if len(twins) > 1:
+        twins = [other for other in twins if _recipe(other) == _recipe(run)]
+    return twins[0] if len(twins) == 1 else None
+
+
+def _essence(run: Run) -> list[Any]:
+    sections = {name: run.config.get(name) or {} for name in INDIFFERENT}
+    kept = [{k: v for k, v in section.items() if k not in INDIFFERENT[name]} for name, section in sections.items()]
+    return [run.config.get("steps"), *kept]
+
+
+def _recipe(run: Run) -> list[Any]:
+    return [run.config.get("optim"), run.config.get("seed")]
+
+
+def _row(run: Run, runs: Sequence[Run], notes: list[str]) -> Row:
+    last: Line = run.validation[-1] if run.validation else {}
+    twin = dense_twin(run, runs)
+    loss, points = _last_loss(run)
+    if loss is not None and math.isnan(loss):
+        notes.append(f"{run.name}: the training loss was not finite within its last {points} logged steps.")
+    planned = run.config.get("steps")
+    if planned is not None and run.step < planned:
+        notes.append(f"{run.name} has done {run.step} of {planned} steps.")
+    alpha = number(last, "topk/alpha")
+    if alpha:
+        notes.append(f"{run.name} is still annealing (alpha {alpha:.3g}): not yet the perplexity of a TopK model.")
+    return Row(
+        run=run,
+        loss=loss,
+        loss_points=points,
+        validated_step=last.get("global_step"),
+        perplexity={context: number(last, f"val/ppl@{context}") for context in run.contexts},
+        scored={context: number(last, f"val/tokens@{context}") for context in run.contexts},
+        twin=twin.name if twin else None,
+        ratio=_ratios(run, twin, notes),
+        l0_mean=number(last, "topk/l0_mean"),
+        dead=number(last, "topk/dead"),
+        alpha=alpha,
+        tokens_per_second=_median(run, "speed/tokens_per_second"),
+        mfu=_median(run, "speed/mfu"),
+    )
+
+
+def _last_loss(run: Run) -> tuple[float | None, int]:
+    """(mean loss over the last tenth of the logged steps, at least one; their number)."""
+    points = math.ceil(len(run.training) / 10)
+    losses = [number(line, "loss/out") for line in run.training[-points:]] if points else []
+    return (statistics.fmean(x for x in losses if x is not None) if losses else None), points
+
+
+def _median(run: Run, key: str) -> float | None:
+    values = [value for line in run.training[1:] if (value := number(line, key)) is not None and math.isfinite(value)]
+    return statistics.median(values) if values else None
+
+
+def _ratios(run: Run, twin: Run | None, notes: list[str]) -> dict[int, float | None]:
+    if run.is_dense or not run.validation:
+        return {}
+    if twin is None:
+        notes.append(f"{run.name} has no dense twin here (one dense run with the same model, data and steps).")
+        return {}
+    if _recipe(run) != _recipe(twin):
+        notes.append(f"{run.name} and its dense twin {twin.name} differ in seed or optimiser settings.")
+    if not twin.validation:
+        return {}
+    mine, its = run.validation[-1], twin.validation[-1]
+    if mine["global_step"] != its["global_step"]:
+        notes.append(
+            f"{run.name} was last validated at step {mine['global_step']}, its dense twin {twin.name} at step "
+            f"{its['global_step']}: no ratio."
+        )
+        return {}
+    ratios: dict[int, float | None] = {}
+    for context in sorted(set(run.contexts) & set(twin.contexts)):
+        if mine.get(f"val/tokens@{context}") != its.get(f"val/tokens@{context}"):
+            notes.append(f"{run.name} and {twin.name} were validated on different tokens at {context}: no ratio.")
+            continue
+        above, below = number(mine, f"val/ppl@{context}"), number(its, f"val/ppl@{context}")
+        ratios[context] = above / below if above is not None and below else None
+    return ratios

@@ -1,0 +1,166 @@
+"""A run's directory, read: `config.yaml` and `metrics.jsonl`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from topklm.config import read_yaml
+from topklm.errors import ConfigError, DataError, Problem, TopklmError
+
+log = logging.getLogger("topklm.report")
+
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one training run left behind."""
+
+    name: str
+    """The run's own name, or its directory's where two runs have the same."""
+    path: Path
+    """The run's directory, as it was given."""
+    config: dict[str, Any]
+    """`config.yaml`, as a plain dictionary."""
+    training: list[Line]
+    """Lines of `metrics.jsonl` with a training loss, oldest first."""
+    validation: list[Line]
+    """Lines of `metrics.jsonl` with a validation loss, oldest first."""
+
+    def setting(self, key: str) -> Any:
+        """The value of a dotted key of the configuration; None if it or a section above it is missing or null."""
+        node: Any = self.config
+        for part in key.split("."):
+            node = node.get(part) if isinstance(node, dict) else None
+        return node
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether this is a dense model: there is no section `topk`."""
+        return self.config.get("topk") is None
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done, as far as they are logged."""
+        return max((line["global_step"] for line in (*self.training[-1:], *self.validation[-1:])), default=0)
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Training tokens in one optimizer step; NaN if no training step is logged."""
+        for line in reversed(self.training):
+            if line["global_step"] and "optim/total_tokens" in line:
+                return line["optim/total_tokens"] / line["global_step"]
+        return float("nan")
+
+    @property
+    def contexts(self) -> list[int]:
+        """The contexts, in tokens, at which perplexity was measured, smallest first."""
+        keys = {key for line in self.validation for key in line}
+        return sorted(int(found[1]) for key in keys if (found := re.fullmatch(r"val/ppl@(\d+)", key)))
+
+    @property
+    def seeds(self) -> str:
+        """The run's seed, and those of the weights and the data where they are others."""
+        seed = self.setting("seed")
+        others = [f"{name} {self.setting(key)}" for name, key in (("weights", "model.seed"), ("data", "data.seed"))
+                  if self.setting(key) not in (None, seed)]  # fmt: skip
+        return " ".join([str(seed if seed is not None else "unknown"), *(f"({other})" for other in others)])
+
+
+def number(line: Line, key: str) -> float | None:
+    """The value of a metric: None if it was not logged, NaN if it was not finite (`null` in the file)."""
+    if key not in line:
+        return None
+    value = line[key]
+    return float("nan") if value is None else float(value)
+
+
+def read_run(path: Path) -> Run:
+    """Read one run's directory.
+
+    Raises `ConfigError` if the directory or one of its files is missing, `DataError` if a line of `metrics.jsonl` is
+    broken. Only a last line without its line end may be: the run is writing it, or was killed while it did.
+    """
+    if not path.is_dir():
+        raise ConfigError(f"there is no directory {path}; give the dump_dir of a run")
+    for file, advice in (("config.yaml", "is it the dump_dir of a run?"), ("metrics.jsonl", "has it been started?")):
+        if not (path / file).is_file():
+            raise ConfigError(f"{path} has no {file}; {advice}")
+    lines = _read_lines(path / "metrics.jsonl")
+    config = read_yaml(path / "config.yaml")
+    return Run(
+        name=str(config.get("name") or path.resolve().name),
+        path=path,
+        config=config,
+        training=[line for line in lines if "loss/out" in line],
+        validation=[line for line in lines if any(key.startswith("val/") for key in line)],
+    )
+
+
+def read_runs(paths: Sequence[str | Path]) -> list[Run]:
+    """Read runs to compare: each once, with at least one logged training step and one validation.
+
+    Raises `ConfigError` with every problem of every run.
+    """
+    problems: list[Problem] = []
+    runs: list[Run] = []
+    seen: set[Path] = set()
+    for i, path in enumerate(map(Path, paths)):
+        if path.resolve() in seen:
+            problems.append(Problem(f"runs[{i}]", f"{path} is given twice"))
+            continue
+        seen.add(path.resolve())
+        try:
+            run = read_run(path)
+        except ConfigError as error:
+            problems += [problem.under(f"runs[{i}]") for problem in error.problems]
+            continue
+        except TopklmError as error:
+            problems.append(Problem(f"runs[{i}]", str(error)))
+            continue
+        runs.append(run)
+        if not run.training:
+            problems.append(Problem(f"runs[{i}]", f"{path} has not logged a training step yet (logging.freq)"))
+        if not run.contexts:
+            problems.append(Problem(f"runs[{i}]", f"{path} has validated nothing yet; was it run with eval=null?"))
+    if problems:
+        raise ConfigError(problems)
+    return _with_distinct_names(runs)
+
+
+def _read_lines(path: Path) -> list[Line]:
+    *whole, rest = path.read_bytes().split(b"\n")
+    lines = [_parse(text, f"{path}, line {i}") for i, text in enumerate(whole, 1) if text.strip()]
+    if rest.strip():
+        try:
+            lines.append(_parse(rest, f"{path}, line {len(whole) + 1}"))
+        except DataError:
+            log.warning("%s: the last line is half written and left out", path)
+    return lines
+
+
+def _parse(text: bytes, where: str) -> Line:
+    try:
+        line = json.loads(text)
+    except ValueError as error:
+        raise DataError(f"{where} is not JSON ({error}); remove it or restore the file") from error
+    if not isinstance(line, dict) or type(line.get("global_step")) is not int:
+        raise DataError(f"{where} is no metrics line: it has no whole number global_step")
+    for key, value in line.items():
+        room = key.split("/")[0]
+        if room != key and value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise DataError(f"{where}: {key} is {value!r}, not a number")
+    return line
+
+
+def _with_distinct_names(runs: list[Run]) -> list[Run]:
+    """The same runs; those that share a name are called by their directory instead."""
+    count = Counter(run.name for run in runs)
+    return [replace(run, name=str(run.path)) if count[run.name] > 1 else run for run in runs]
