@@ -23,7 +23,6 @@ from torch.utils.checkpoint import checkpoint
 
 from topklm.model import linear_cross_entropy
 
-
 DEFAULTS = {"tokens": 2048, "dim": 256, "vocab": 32000, "chunk": 1024, "rounds": 7}
 
 

@@ -24,7 +24,6 @@ from topklm.model import ModelConfig, build_model
 from topklm.sparsity import TopKConfig, set_alpha
 from topklm.train.optim import OptimConfig, build_optimizer
 
-
 DEFAULTS = {"dim": 128, "layers": 6, "heads": 4, "k": 16, "batch": 8, "seq_len": 256, "vocab": 4096, "rounds": 15}
 
 

@@ -1,4 +1,4 @@
-"""`load_model`: from a run, a checkpoint or a consolidated file to a model that computes what it computed in training."""
+"""`load_model`: from a run, a checkpoint or a consolidated file to a model that computes what it did in training."""
 
 from __future__ import annotations
 
@@ -125,8 +125,8 @@ def read_weights(checkpoint: Path, like: torch.nn.Module) -> tuple[dict[str, Ten
     return weights, _read_json(state_file).get("step") if state_file.exists() else None
 
 
-def load_weights(model: torch.nn.Module, weights: dict[str, Tensor]) -> None:
-    """Copy a full state dict into a model that may be sharded; every rank holds the full one. Raises `CheckpointError`."""
+def load_weights(model: torch.nn.Module, weights: dict[str, Any]) -> None:
+    """Copy a full state dict, held by every rank, into a model that may be sharded. Raises `CheckpointError`."""
     try:
         set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True))
     except (RuntimeError, ValueError) as error:

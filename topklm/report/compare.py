@@ -37,9 +37,11 @@ class Row:
     ratio: dict[int, float | None] = field(default_factory=dict)
     """Perplexity over the dense twin's, by context; at the same step and on as many tokens, else None."""
     l0_mean: float | None = None
-    """Mean number of non-zero entries per token and TopK layer."""
+    """Mean number of active (selected and positive) entries per token and TopK layer."""
     dead: float | None = None
-    """Neurons of the TopK layers that were never active during the validation."""
+    """Share of the TopK layers' neurons that were active in no token of `health_tokens`."""
+    health_tokens: float | None = None
+    """Tokens that these two were measured on."""
     alpha: float | None = None
     """Annealing coefficient at the last validation: 1 dense, 0 TopK."""
     tokens_per_second: float | None = None
@@ -113,6 +115,7 @@ def _row(run: Run, runs: Sequence[Run], notes: list[str]) -> Row:
         ratio=_ratios(run, twin, notes),
         l0_mean=number(last, "topk/l0_mean"),
         dead=number(last, "topk/dead"),
+        health_tokens=number(last, "topk/tokens"),
         alpha=alpha,
         tokens_per_second=_median(run, "speed/tokens_per_second"),
         mfu=_median(run, "speed/mfu"),

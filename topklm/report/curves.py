@@ -37,8 +37,7 @@ def training_curves(runs: Sequence[Run]) -> tuple[Figure, str]:
         axes[1].set_ylabel("validation perplexity")
         axes[0].legend(loc="upper right", ncols=1 + (len(runs) - 1) // 8)
         _log_axis(axes[1])
-        if len({context for run in runs for context in run.contexts}) > 0:
-            axes[1].legend(loc="upper right", ncols=1 + (len(runs) - 1) // 8)
+        axes[1].legend(loc="upper right", ncols=1 + (len(runs) - 1) // 8)
         if with_alpha:
             axes[2].set_ylabel("alpha")
             axes[2].set_ylim(-0.05, 1.05)
@@ -63,7 +62,14 @@ def health_curves(runs: Sequence[Run]) -> tuple[Figure, str] | None:
             low, high = series(lines, "topk/l0_min"), series(lines, "topk/l0_max")
             axes[0].fill_between(steps, low, high, color=style["color"], alpha=0.15, linewidth=0)
             axes[0].plot(steps, series(lines, "topk/l0_mean"), marker="o", markersize=4, label=run.name, **style)
-            axes[1].plot(steps, dead_percent(run, lines), marker="o", markersize=4, label=run.name, **style)
+            axes[1].plot(
+                steps,
+                [100 * share for share in series(lines, "topk/dead")],
+                marker="o",
+                markersize=4,
+                label=run.name,
+                **style,
+            )
         for k in sorted({run.setting("topk.k") for _, run in shown} - {None}):
             axes[0].axhline(k, color="#444444", linestyle=(0, (1, 2)), linewidth=1.2)
             axes[0].annotate(f"k = {k}", (1, k), xycoords=("axes fraction", "data"), xytext=(3, 0),
@@ -107,16 +113,6 @@ def annealed_until(run: Run) -> int:
     return max((line["global_step"] for line in run.training if number(line, "topk/alpha")), default=0)
 
 
-def dead_percent(run: Run, lines: Sequence[Line]) -> list[float]:
-    """Dead neurons as per cent of all neurons (D per layer) of the run's TopK layers; NaN where it is not known."""
-    sizes = [run.setting(f"{key}") for key in ("model.dim", "model.n_layers", "topk.n_dense_tail")]
-    if None in sizes:
-        return [NAN for _ in lines]
-    dim, n_layers, tail = sizes
-    neurons = dim * (n_layers - tail)
-    return [100 * dead / neurons if neurons else NAN for dead in series(lines, "topk/dead")]
-
-
 def _plot_perplexity(axes: Any, run: Run, context: int, j: int, style: dict[str, Any]) -> None:
     key = f"val/ppl@{context}"
     lines = [line for line in run.validation if key in line]
@@ -149,7 +145,7 @@ def _count_axis(axes: Any, label: str) -> None:
 
 
 def _shade(axes: Sequence[Any], runs: Sequence[tuple[Run, float]]) -> None:
-    """Shade from 0 to where annealing ends, once for runs that end together; said in words in the lowest panel."""
+    """Shade from 0 to where annealing ends, once for runs that end together; said in words above the highest panel."""
     ends = sorted({annealed_until(run) * scale for run, scale in runs} - {0})
     for end in ends:
         if math.isfinite(end):

@@ -55,7 +55,7 @@ def result_columns(comparison: Comparison) -> list[Column]:
         columns.append(Column(f"val_ppl_ratio@{context}", f"x dense@{context}", _of("ratio", context), "{:.3f}"))
     columns += [
         Column("l0_mean", "L0 mean", lambda row: row.l0_mean, "{:.1f}"),
-        Column("dead", "dead neurons", lambda row: row.dead, "{:,.0f}"),
+        Column("dead", "dead neurons", lambda row: row.dead, "{:.2%}"),
         Column("tokens_per_second", "tokens/s", lambda row: row.tokens_per_second, "{:,.0f}"),
     ]
     if any(row.mfu is not None for row in comparison.rows):
@@ -76,6 +76,7 @@ def provenance_columns(comparison: Comparison) -> list[Column]:
         columns.append(Column(f"val_tokens@{context}", f"val tokens@{context}", _of("scored", context), "{:,.0f}"))
     return [
         *columns,
+        Column("health_tokens", "health tokens", lambda row: row.health_tokens, "{:,.0f}"),
         Column("alpha", "alpha", lambda row: row.alpha, "{:.3g}"),
         Column("dense_twin", "dense twin", lambda row: row.twin),
         Column("seed", "seed", lambda row: row.run.seeds),

@@ -76,7 +76,8 @@ def rewind_metrics(path: Path, step: int) -> None:
     """Keep the lines up to `step`; later ones, of steps that a resumed run does again, move to *.superseded.jsonl."""
     if not path.exists():
         return
-    kept, superseded = [], []
+    kept: list[str] = []
+    superseded: list[str] = []
     for line in path.read_text().splitlines(keepends=True):
         try:
             entry = json.loads(line)

@@ -1,8 +1,8 @@
 """NaN or infinity in the loss or the gradient: no optimizer step is taken with it, and nothing is saved after it.
 
-The verdict of a step is a 0-d tensor on the device, handed to the fused optimizer, which then leaves weights and moments
-as they are. So the step is stopped without waiting for the device; the host reads the verdicts when it reads the
-metrics, and before every validation and save. On a CPU it looks at every step, which costs nothing there.
+The verdict of a step is a 0-d tensor on the device, handed to the fused optimizer, which then leaves weights and
+moments as they are. So the step is stopped without waiting for the device; the host reads the verdicts when it reads
+the metrics, and before every validation and save. On a CPU it looks at every step, which costs nothing there.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class NonFiniteGuard:
             )
         if longest > self.limit:
             raise NonFiniteError(
-                f"{longest} steps in a row had a loss or gradient that is not finite (the first bad one: step {first}); "
+                f"{longest} steps in a row had a loss or gradient that is not finite (the first: step {first}); "
                 f"max_nonfinite allows {self.limit}. {self.describe(first)}"
             )
         return skipped

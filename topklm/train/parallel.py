@@ -51,7 +51,7 @@ class DistributedConfig:
     selective_activation_checkpointing: bool = False
     """Lingua's switch; the same as activation_checkpointing=selective."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
-    """selective keeps matrix products and attention, full keeps only the blocks' inputs; both keep the TopK selection."""
+    """selective keeps matrix products and attention, full only the blocks' inputs; both keep the TopK selection."""
     matmul_allow_tf32: bool = False
     """TF32 for fp32 matrix products on GPU."""
     detect_anomaly: bool = False
@@ -165,7 +165,7 @@ def parallelize(model: nn.Module, world: World, config: DistributedConfig) -> No
     if config.compile:
         for block in layers.children():
             # Only forward: FSDP2's hooks stay outside the graph, and no name in the state dict changes.
-            block.forward = torch.compile(block.forward)  # type: ignore[method-assign]
+            block.forward = torch.compile(block.forward)
     if world.mesh is None:
         return
     dtype = DTYPES[config.model_dtype]

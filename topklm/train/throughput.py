@@ -40,7 +40,7 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def flops_per_token(model: ModelConfig, seq_len: int) -> float:
-    """6 (P without embedding, with head) + 12 L S H d: forward and backward; attention counted in full, not causally."""
+    """6 (P without embedding, with head) + 12 L S H d: forward and backward; attention in full, not causally."""
     weights = model.n_block_params + model.vocab_size * model.dim
     return 6 * weights + 12 * model.n_layers * seq_len * model.heads * model.head_width
 
