@@ -7,8 +7,13 @@ check of the trainer sees.
 
 from __future__ import annotations
 
+import functools
+import itertools
+import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,6 +49,7 @@ def _unique_keys(x: Tensor) -> tuple[Tensor, int]:
 
 
 def _by_keys(x: Tensor, k: int) -> Tensor:
+    """With torch.topk; on any device, without waiting for it."""
     if x.dtype not in _ORDER_BITS:  # float64 leaves no room for the index; it is for checks, where speed is nothing
         return torch.sort(x, dim=-1, descending=True, stable=True).indices[..., :k]
     keys, index_bits = _unique_keys(x)
@@ -51,25 +57,46 @@ def _by_keys(x: Tensor, k: int) -> Tensor:
     return ~top & (2**index_bits - 1)
 
 
-def _by_values(x: Tensor, k: int) -> Tensor:
-    """torch.topk on the numbers, and again by keys for the rows where the k-th value is not unique or NaN.
+def _by_partition(x: Tensor, k: int) -> Tensor:
+    """With NumPy's partition, which uses the vector units of the CPU and beats torch.topk there by 2 to 4 times."""
+    rows = x.detach().reshape(-1, x.shape[-1])
+    # Each thread takes 64k numbers or more; NumPy works without the interpreter's lock.
+    threads = max(1, min(torch.get_num_threads(), rows.numel() >> 16))
+    if threads == 1:
+        index = _partition_rows(rows, k)
+    else:
+        parts = _pool(threads, os.getpid()).map(_partition_rows, rows.chunk(threads), itertools.repeat(k))
+        index = np.concatenate(list(parts))
+    return torch.from_numpy(index).view(*x.shape[:-1], k)
 
-    Faster than keys of 64 bits on a CPU. On a GPU it would wait for the device to know these rows.
-    """
-    rows = x.reshape(-1, x.shape[-1])
-    values, index = torch.topk(rows, k, dim=-1, sorted=False)
-    # amin hands on a NaN, which no entry is >= to, so such a row counts 0 and is redone.
-    reached = (rows >= values.amin(-1, keepdim=True)).sum(-1)
-    again = (reached != k).nonzero().squeeze(-1)
-    if again.numel():
-        index[again] = _by_keys(rows[again], k).to(index.dtype)
-    return index.view(*x.shape[:-1], k)
+
+def _partition_rows(rows: Tensor, k: int) -> np.ndarray:
+    dim = rows.shape[-1]
+    is_wide = rows.dtype in (torch.float32, torch.float64)
+    order = (rows if is_wide else _unique_keys(rows)[0]).numpy()
+    least = np.partition(order, dim - k, axis=-1)[:, dim - k, None]  # [N, 1] the k-th largest
+    kept = ~(order < least)  # [N, D]; NaN is kept
+    if is_wide:
+        # Where this keeps k entries they are the right ones. Where it does not, there are ties or NaNs.
+        again = np.flatnonzero(np.count_nonzero(kept, axis=-1) != k)
+        if again.size:
+            kept[again] = False
+            kept[again[:, None], _by_keys(rows[torch.from_numpy(again)], k).numpy()] = True
+    index = np.flatnonzero(kept).reshape(-1, k)
+    index -= np.arange(len(index))[:, None] * dim
+    return index
+
+
+@functools.cache
+def _pool(threads: int, pid: int) -> ThreadPoolExecutor:
+    """One per process: a forked one has no threads of its parent's."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="topklm-select")
 
 
 def select_rows(x: Tensor, k: int) -> Tensor:
-    """The function behind `select`, chosen by measurement (`scripts/bench_topk.py`)."""
-    fast = _by_values if x.device.type == "cpu" and x.dtype == torch.float32 else _by_keys
-    return fast(x, k).to(record_dtype(x.shape[-1]))
+    """The function behind `select`, chosen by measurement (`scripts/bench_topk.py`): the same set on every device."""
+    rows = _by_partition if x.device.type == "cpu" else _by_keys
+    return rows(x, k).to(record_dtype(x.shape[-1]))
 
 
 @torch.library.custom_op("topklm::select", mutates_args=())

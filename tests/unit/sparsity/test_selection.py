@@ -10,6 +10,7 @@ from torch import Tensor
 
 from topklm.errors import ConfigError
 from topklm.sparsity import select, topk
+from topklm.sparsity.selection import _by_keys
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 INF, NAN = float("inf"), float("nan")
@@ -42,7 +43,9 @@ def test_against_a_stable_sort(dtype: torch.dtype, data: st.DataObject) -> None:
     k = data.draw(st.integers(1, dim))
     x = torch.tensor(rows, dtype=torch.float64).to(dtype)
     chosen = select(x, k)
-    assert [set(row) for row in chosen.tolist()] == [reference_indices(row, k) for row in x.tolist()]
+    expected = [reference_indices(row, k) for row in x.tolist()]
+    assert [set(row) for row in chosen.tolist()] == expected
+    assert [set(row) for row in _by_keys(x, k).tolist()] == expected  # what other devices than a CPU run
     for nonlinearity in ("relu", "identity"):
         out = topk(x, k, nonlinearity)
         assert out.dtype == dtype
@@ -88,6 +91,22 @@ def test_shapes(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
         out.sum().backward()
         assert out.shape == x.shape
     assert select(x, 2).shape == (*shape[:-1], 2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_more_threads_select_the_same(dtype: torch.dtype) -> None:
+    x = torch.randn(1030, 512).to(dtype)
+    x[::7] = (x[::7] * 2).round()
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = select(x, 32)
+        torch.set_num_threads(3)
+        three = select(x, 32)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(one, three)
+    assert torch.equal(one.sort().values, _by_keys(x, 32).sort().values.to(torch.int16))
 
 
 def test_strided_input() -> None:
