@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAN = float("nan")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+SHADED = "shaded: annealing, alpha > 0"
 
 
 def training_curves(runs: Sequence[Run]) -> tuple[Figure, str]:
@@ -21,6 +24,7 @@ def training_curves(runs: Sequence[Run]) -> tuple[Figure, str]:
     The grey background is the annealing phase of the TopK runs (alpha > 0). Returns (figure, its provenance). Raises
     `ConfigError` without matplotlib.
     """
+    contexts = sorted({context for run in runs for context in run.contexts})
     with_alpha = any(not run.is_dense for run in runs)
     with house_style():
         figure, axes, text = panels("Training", runs, [2.9, 2.9, 1.1] if with_alpha else [2.9, 2.9])
@@ -29,19 +33,24 @@ def training_curves(runs: Sequence[Run]) -> tuple[Figure, str]:
             losses = series(run.training, "loss/out")
             axes[0].plot(tokens, losses, **style | {"linestyle": "-"}, linewidth=0.7, alpha=0.45)
             axes[0].plot(tokens, smooth(losses), label=run.name, **style)
-            for j, context in enumerate(run.contexts):
-                _plot_perplexity(axes[1], run, context, j, style)
+            for context in run.contexts:
+                _plot_perplexity(axes[1], run, context, MARKERS[contexts.index(context) % len(MARKERS)], style)
             if not run.is_dense:
                 axes[2].plot(tokens, series(run.training, "topk/alpha"), **style)
         axes[0].set_ylabel("training loss\n(nats per token)")
-        axes[1].set_ylabel("validation perplexity")
-        axes[0].legend(loc="upper right", ncols=1 + (len(runs) - 1) // 8)
+        axes[1].set_ylabel("validation perplexity" + (f"\n(context {contexts[0]:,})" if len(contexts) == 1 else ""))
         _log_axis(axes[1])
-        axes[1].legend(loc="upper right", ncols=1 + (len(runs) - 1) // 8)
+        _run_legend(figure, axes[0], "upper right")
+        if len(contexts) > 1:
+            for context, marker in zip(contexts, MARKERS, strict=False):
+                axes[1].plot([], [], color="#666666", linestyle="", marker=marker, label=f"context {context:,}")
+            axes[1].legend(loc="upper right")
         if with_alpha:
             axes[2].set_ylabel("alpha")
             axes[2].set_ylim(-0.05, 1.05)
-        _shade(axes, [(run, run.tokens_per_step) for run in runs])
+        title = "thin: each logged step; bold: running mean over a tenth of them"
+        shaded = _shade(axes, [(run, run.tokens_per_step) for run in runs])
+        axes[0].set_title(f"{title}\n{SHADED}" if shaded else title, fontsize=9, color="#555555")
         _count_axis(axes[-1], "training tokens")
         return figure, text
 
@@ -55,6 +64,8 @@ def health_curves(runs: Sequence[Run]) -> tuple[Figure, str] | None:
     if not shown:
         return None
     with house_style():
+        from matplotlib.ticker import MaxNLocator
+
         figure, axes, text = panels("TopK health at validation", [run for _, run in shown], [2.9, 2.4])
         for i, run in shown:
             lines = [line for line in run.validation if "topk/l0_mean" in line]
@@ -70,16 +81,22 @@ def health_curves(runs: Sequence[Run]) -> tuple[Figure, str] | None:
                 label=run.name,
                 **style,
             )
-        for k in sorted({run.setting("topk.k") for _, run in shown} - {None}):
+        ks = sorted({run.setting("topk.k") for _, run in shown} - {None})
+        for k in ks:
             axes[0].axhline(k, color="#444444", linestyle=(0, (1, 2)), linewidth=1.2)
             axes[0].annotate(f"k = {k}", (1, k), xycoords=("axes fraction", "data"), xytext=(3, 0),
                              textcoords="offset points", va="center", fontsize=9)  # fmt: skip
         axes[0].set_ylabel("L0: entries per token\n(mean; band: min to max)")
-        axes[0].set_ylim(bottom=0)
-        axes[0].legend(loc="best")
+        if ks and ks[-1] >= 8 * ks[0]:
+            _log_axis(axes[0])
+        else:
+            axes[0].set_ylim(bottom=0)
+            axes[0].yaxis.set_major_locator(MaxNLocator(6, integer=True))
+        _run_legend(figure, axes[0], "lower right")
         axes[1].set_ylabel("dead neurons\n(% of the TopK layers')")
         axes[1].set_ylim(bottom=0)
-        _shade(axes, [(run, 1.0) for _, run in shown])
+        if _shade(axes, [(run, 1.0) for _, run in shown]):
+            axes[0].set_title(SHADED, fontsize=9, color="#555555")
         _count_axis(axes[-1], "optimizer steps")
         return figure, text
 
@@ -113,13 +130,21 @@ def annealed_until(run: Run) -> int:
     return max((line["global_step"] for line in run.training if number(line, "topk/alpha")), default=0)
 
 
-def _plot_perplexity(axes: Any, run: Run, context: int, j: int, style: dict[str, Any]) -> None:
+def _plot_perplexity(axes: Any, run: Run, context: int, marker: str, style: dict[str, Any]) -> None:
     key = f"val/ppl@{context}"
     lines = [line for line in run.validation if key in line]
     tokens = [line["global_step"] * run.tokens_per_step for line in lines]
-    marker = ("o", "s", "^", "D")[j % 4]
-    label = f"{run.name}, context {context:,}"
-    axes.plot(tokens, series(lines, key), marker=marker, markersize=4, label=label, **style)
+    axes.plot(tokens, series(lines, key), marker=marker, markersize=4, **style)
+
+
+def _run_legend(figure: Figure, axes: Any, loc: str) -> None:
+    """The runs' names: in a corner of the panel, or beside all panels where they are too many for that."""
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) <= 4 and max(map(len, labels)) <= 40:
+        axes.legend(loc=loc)
+    else:
+        wrapped = ["\n".join(textwrap.wrap(label, 28)) for label in labels]
+        figure.legend(handles, wrapped, loc="outside right upper", fontsize=8, handlelength=3.5)
 
 
 def _log_axis(axes: Any) -> None:
@@ -128,8 +153,10 @@ def _log_axis(axes: Any) -> None:
 
     axes.set_yscale("log")
     low, high = axes.get_ylim()
-    narrow = high < 8 * low
-    axes.yaxis.set_major_locator(AutoLocator() if narrow else LogLocator(subs=(1, 2, 5)))
+    if high < 1.6 * low:
+        axes.yaxis.set_major_locator(AutoLocator())
+    else:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 6, 8) if high < 8 * low else (1, 2, 5)))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
@@ -144,12 +171,11 @@ def _count_axis(axes: Any, label: str) -> None:
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
-def _shade(axes: Sequence[Any], runs: Sequence[tuple[Run, float]]) -> None:
-    """Shade from 0 to where annealing ends, once for runs that end together; said in words above the highest panel."""
+def _shade(axes: Sequence[Any], runs: Sequence[tuple[Run, float]]) -> bool:
+    """Shade from 0 to where annealing ends (step times a factor), once for runs that end together; whether any did."""
     ends = sorted({annealed_until(run) * scale for run, scale in runs} - {0})
     for end in ends:
         if math.isfinite(end):
             for panel in axes:
                 panel.axvspan(0, end, color="#888888", alpha=0.13, linewidth=0, zorder=0)
-    if ends:
-        axes[0].set_title("shaded: annealing, alpha > 0", fontsize=9, color="#555555", loc="left")
+    return bool(ends)

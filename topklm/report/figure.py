@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -19,7 +20,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 DASHES = ("-", "--", ":", "-.")
 
 # Explicit, so that a reader's own style (dark, say) cannot make white text on white.
-STYLE = {
+STYLE: dict[Any, Any] = {
     "figure.facecolor": "white", "savefig.facecolor": "white", "axes.facecolor": "white", "savefig.transparent": False,
     "text.color": "#222222", "axes.labelcolor": "#222222", "axes.edgecolor": "#666666",
     "xtick.color": "#444444", "ytick.color": "#444444", "grid.color": "#dddddd", "grid.linewidth": 0.6,
@@ -28,7 +29,7 @@ STYLE = {
     "legend.frameon": False, "lines.linewidth": 1.8, "svg.hashsalt": "topklm", "svg.fonttype": "path",
 }  # fmt: skip
 
-_LINE_INCHES = 0.17
+_LINE_INCHES = 0.135
 
 
 def require_matplotlib() -> None:
@@ -60,16 +61,22 @@ def panels(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    lines = provenance(runs)
-    foot = _LINE_INCHES * (len(lines) + 1)
+    text = "\n".join(provenance(runs))
+    # 18 characters of 7 points fit an inch, also those of long paths.
+    lines = [
+        part for line in text.split("\n") for part in textwrap.wrap(line, int(18 * width), subsequent_indent="    ")
+    ]
+    foot = _LINE_INCHES * (len(lines) + 2)
     height = sum(heights) + foot
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
     figure.set_layout_engine("constrained", rect=(0, foot / height, 1, 1 - foot / height), h_pad=0.08)
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
     axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=list(heights))[:, 0]
-    text = "\n".join(lines)
-    figure.text(0.01, _LINE_INCHES / 2 / height, text, fontsize=7, color="#555555", va="bottom", linespacing=1.35)
+    figure.text(
+        0.01, _LINE_INCHES / 2 / height, "\n".join(lines), fontsize=7, color="#555555", va="bottom", linespacing=1.35,
+        parse_math=False,
+    )  # fmt: skip
     return figure, list(axes), text
 
 
@@ -79,6 +86,8 @@ def provenance(runs: Sequence[Run]) -> list[str]:
     for run in runs:
         last = run.validation[-1] if run.validation else {}
         scored = [f"{last[key]:,.0f} tokens @{c}" for c in run.contexts if last.get(key := f"val/tokens@{c}")]
+        if last.get("topk/tokens"):
+            scored.append(f"health on {last['topk/tokens']:,.0f}")
         tokens = run.step * run.tokens_per_step
         trained = f" ({tokens:,.0f} tokens)" if tokens == tokens else ""
         validated = f", validated on {', '.join(scored)}" if scored else ""

@@ -48,7 +48,7 @@ def result_columns(comparison: Comparison) -> list[Column]:
         Column("dim", "D", lambda row: row.run.setting("model.dim")),
         Column("n_layers", "L", lambda row: row.run.setting("model.n_layers")),
         Column("train_loss", "train loss (nats)", lambda row: row.loss, "{:.4f}"),
-        Column("train_loss_points", "points", lambda row: row.loss_points),
+        Column("train_loss_points", "loss points", lambda row: row.loss_points),
     ]
     for context in comparison.contexts:
         columns.append(Column(f"val_ppl@{context}", f"val ppl@{context}", _of("perplexity", context), "{:.2f}"))
@@ -68,7 +68,7 @@ def provenance_columns(comparison: Comparison) -> list[Column]:
     columns = [
         Column("path", "directory", lambda row: str(row.run.path)),
         Column("steps", "steps", lambda row: row.run.step, "{:,}"),
-        Column("planned_steps", "of", lambda row: row.run.config.get("steps"), "{:,}"),
+        Column("planned_steps", "planned steps", lambda row: row.run.config.get("steps"), "{:,}"),
         Column("training_tokens", "training tokens", lambda row: _tokens(row.run), "{:,}"),
         Column("validated_step", "validated at step", lambda row: row.validated_step, "{:,}"),
     ]
@@ -104,7 +104,7 @@ def csv_text(comparison: Comparison) -> str:
 
 
 def rich_tables(comparison: Comparison) -> Group:
-    """The comparison for a terminal: few runs beside each other, which fits eighty characters; many below each other."""
+    """The comparison for a terminal: few runs beside each other (fits 80 characters), many below."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text

@@ -1,0 +1,73 @@
+"""Reading run directories: what is tolerated, and that every mistake is told at once."""
+
+import logging
+
+import pytest
+
+from topklm.errors import ConfigError, DataError
+from topklm.report import read_run, read_runs
+from topklm.report.runs import number
+
+
+def append(path, text):
+    with (path / "metrics.jsonl").open("a") as file:
+        file.write(text)
+
+
+def test_lines_are_told_apart(twins):
+    run = read_run(twins[1])
+    assert (run.name, run.step, len(run.training), len(run.validation)) == ("sparse", 100, 20, 2)
+    assert run.contexts == [32]
+    assert run.tokens_per_step == 128
+    assert run.setting("topk.k") == 3
+    assert run.setting("topk.k.nothing") is None
+
+
+def test_half_written_last_line_is_left_out_and_told(twins, caplog):
+    append(twins[0], '{"global_step": 105, "loss/ou')
+    with caplog.at_level(logging.WARNING, "topklm.report"):
+        run = read_run(twins[0])
+    assert run.step == 100
+    assert "half written" in caplog.text
+
+
+def test_whole_last_line_without_line_end_counts(twins, caplog):
+    append(twins[0], '{"global_step": 105, "loss/out": 7.0}')
+    assert read_run(twins[0]).step == 105
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("line", ['{"global_step": 105, "loss/ou\n', "[1]\n", '{"loss/out": 1.0}\n',
+                                  '{"global_step": 105, "loss/out": "many"}\n', "\xff\n"])  # fmt: skip
+def test_other_broken_lines_are_errors_with_their_number(twins, line):
+    append(twins[0], line)
+    with pytest.raises(DataError, match=r"metrics\.jsonl, line 23"):
+        read_run(twins[0])
+
+
+def test_null_is_not_finite_and_missing_is_none(make_run):
+    run = read_run(make_run("a", **{"val/ppl@32": None}))
+    assert number(run.validation[-1], "val/ppl@32") != number(run.validation[-1], "val/ppl@32")
+    assert number(run.validation[-1], "topk/dead") is None
+
+
+def test_every_problem_at_once(make_run, twins, tmp_path):
+    unvalidated = make_run("unvalidated", validate=False)
+    no_metrics = make_run("no_metrics")
+    (no_metrics / "metrics.jsonl").unlink()
+    broken = make_run("broken")
+    append(broken, "{\n")
+    with pytest.raises(ConfigError) as caught:
+        read_runs([twins[0], tmp_path / "gone", no_metrics, unvalidated, broken, twins[0]])
+    told = {problem.key: problem.message for problem in caught.value.problems}
+    assert set(told) == {"runs[1]", "runs[2]", "runs[3]", "runs[4]", "runs[5]"}
+    assert "no directory" in told["runs[1]"]
+    assert "no metrics.jsonl" in told["runs[2]"]
+    assert "validated nothing" in told["runs[3]"]
+    assert "not JSON" in told["runs[4]"]
+    assert "twice" in told["runs[5]"]
+
+
+def test_runs_of_one_name_are_called_by_their_directory(make_run):
+    paths = [make_run("a", config={"name": "same"}), make_run("b", config={"name": "same"}), make_run("c")]
+    assert [run.name for run in read_runs(paths)] == [str(paths[0]), str(paths[1]), "c"]
