@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "unit" / "sparsity"))
 
 import tiny_stack as tiny
 
-from topklm.sparsity import TopKConfig, alpha_at, get_alpha, set_alpha
+from topklm.sparsity import TopKConfig, alpha_at, get_alpha, record_health, set_alpha
 
 WORLD, STEPS, ANNEAL_STEPS, N_LAYERS, N_DENSE = 2, 5, 3, 4, 1
 CASES = [(mode, how) for mode in tiny.CHECKPOINTING for how in ("eager", "forward", "inplace")]
@@ -58,7 +58,11 @@ def worker(rank: int, folder: str) -> None:
         for block in model.layers:
             fully_shard(block, mesh=mesh)
         fully_shard(model, mesh=mesh)
+        with record_health(model) as health, torch.no_grad():
+            model(tiny.make_batch(99)[rank::WORLD, :-1])
+        health.all_reduce()
         results[f"{mode}-{how}"] = {
+            "health": health.summary(),
             "losses": train(model, rank, WORLD),
             "graphs": counters["stats"]["unique_graphs"],
             "breaks": list(counters["graph_break"]),
@@ -88,9 +92,17 @@ def test_sharded_equals_one_process(results: dict[str, Any], mode: str, how: str
     assert result["alpha"] == 0
     assert result["keys"] == list(dense.state_dict())
     # One graph while annealing, one for the pure path, one for the dense tail; none more as alpha moves.
-    if how != "inplace":
-        assert result["graphs"] == (0 if how == "eager" else 3)
-        assert result["breaks"] == []
+    assert result["graphs"] == (0 if how == "eager" else 3)
+    assert result["breaks"] == []
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize(("mode", "how"), CASES)
+def test_health_of_all_ranks_is_that_of_the_whole_batch(results: dict[str, Any], mode: str, how: str) -> None:
+    model = tiny.make_stack(TopKConfig(k=6, n_dense_tail=N_DENSE), n_layers=N_LAYERS)
+    with record_health(model) as health, torch.no_grad():
+        model(tiny.make_batch(99)[:, :-1])
+    assert results[f"{mode}-{how}"]["health"] == pytest.approx(health.summary(), abs=1e-6)
 
 
 @pytest.mark.dist

@@ -1,59 +1,20 @@
 """`python -m apps.train` as a user runs it: one process on a CPU."""
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
-from tests.e2e.conftest import ROOT, metrics, run_app
+from tests.programs import assert_same_run, kill, metrics, run_app, start_app, wait_for_step
 from topklm import load_model
 from topklm.checkpoint import consolidate, list_checkpoints
 from topklm.errors import EXIT_PREEMPTED
 from topklm.sparsity import get_alpha
 
 pytestmark = pytest.mark.e2e
-
-
-def start(args, dump_dir):
-    return subprocess.Popen(
-        [sys.executable, "-m", "apps.train", *args, f"dump_dir={dump_dir}"], cwd=ROOT,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-
-
-def wait_for_step(dump_dir, step, process, timeout=120):
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline and process.poll() is None:
-        path = Path(dump_dir) / "metrics.jsonl"
-        if path.exists() and any(f'"global_step": {step},' in line for line in path.read_text().splitlines()):
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"step {step} not reached; exit {process.poll()}\n{process.stderr.read()}")
-
-
-@pytest.fixture
-def whole(tiny, tmp_path):
-    """An uninterrupted run."""
-    run_app("apps.train", *tiny, f"dump_dir={tmp_path / 'whole'}")
-    return tmp_path / "whole"
-
-
-def weights(dump_dir):
-    return load_model(dump_dir)[0].state_dict()
-
-
-def assert_same_run(a, b):
-    assert metrics(a) == metrics(b)
-    assert metrics(a, "val/loss@32") == metrics(b, "val/loss@32")
-    for (name, x), y in zip(weights(a).items(), weights(b).values(), strict=True):
-        assert torch.equal(x, y), name
 
 
 def test_trains_validates_and_leaves_what_lingua_leaves(whole):
@@ -97,12 +58,10 @@ def test_killed_at_any_moment_and_resumed_equals_never_interrupted(tiny, whole, 
     generator = random.Random(0)
     broken = tmp_path / "broken"
     for step in (3, 11, 17):
-        process = start(tiny, broken)
+        process = start_app("apps.train", *tiny, f"dump_dir={broken}")
         wait_for_step(broken, step, process)
-        time.sleep(generator.random() * 0.2)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stderr.close()
+        time.sleep(generator.random() * 0.05)
+        kill(process)
     run_app("apps.train", *tiny, f"dump_dir={broken}")
     assert_same_run(whole, broken)
 
@@ -110,7 +69,7 @@ def test_killed_at_any_moment_and_resumed_equals_never_interrupted(tiny, whole, 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
 def test_a_signal_saves_and_the_same_command_goes_on(tiny, whole, tmp_path, signum):
     stopped = tmp_path / "stopped"
-    process = start([*tiny, "checkpoint.async_save=true"], stopped)
+    process = start_app("apps.train", *tiny, "checkpoint.async_save=true", f"dump_dir={stopped}")
     wait_for_step(stopped, 7, process)
     process.send_signal(signum)
     _, stderr = process.communicate(timeout=60)

@@ -1,30 +1,10 @@
-"""Real text, prepared once per test session with the program that a user runs, and a way to run programs."""
+"""Real text, prepared once per test session with the program that a user runs, and runs on it."""
 
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
+import shutil
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-
-
-def run_app(*args, check=0, env=None, timeout=300):
-    """Run `python -m apps...` (or torchrun) from the root; the completed process, its exit code checked."""
-    done = subprocess.run(
-        [sys.executable, "-m", *map(str, args)], cwd=ROOT, capture_output=True, text=True, timeout=timeout,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
-    )  # fmt: skip
-    assert check is None or done.returncode == check, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done
-
-
-def metrics(dump_dir, key="loss/out"):
-    """{step: value} of one key of metrics.jsonl."""
-    lines = [json.loads(line) for line in (Path(dump_dir) / "metrics.jsonl").read_text().splitlines()]
-    return {line["global_step"]: line[key] for line in lines if key in line}
+from tests.programs import run_app
 
 
 @pytest.fixture(scope="session")
@@ -39,8 +19,8 @@ def speeches(tmp_path_factory):
     return out
 
 
-@pytest.fixture
-def tiny(speeches, tmp_path):
+@pytest.fixture(scope="session")
+def tiny(speeches):
     """Arguments of a run of 96 k parameters on the speeches; `dump_dir` is appended by the test."""
     return [
         f"data.root_dir={speeches}", "data.sources={sotu: 1.0}", "data.seq_len=32", "data.batch_size=4",
@@ -50,3 +30,17 @@ def tiny(speeches, tmp_path):
         "checkpoint.dump={every: 5, keep: 0}", "eval={every: 8, validation: {max_tokens: 2000}}",
         "topk={k: 8, n_dense_tail: 1, anneal_ratio: 0.5}",
     ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def _whole(tiny, tmp_path_factory):
+    dump_dir = tmp_path_factory.mktemp("whole") / "run"
+    run_app("apps.train", *tiny, f"dump_dir={dump_dir}")
+    return dump_dir
+
+
+@pytest.fixture
+def whole(_whole, tmp_path):
+    """An uninterrupted run of one process; a copy that the test may change."""
+    shutil.copytree(_whole, tmp_path / "whole")
+    return tmp_path / "whole"
