@@ -61,7 +61,8 @@ def worker(rank: int, folder: str) -> None:
         with record_health(model) as health, torch.no_grad():
             model(tiny.make_batch(99)[rank::WORLD, :-1])
         health.all_reduce()
-        # FSDP2 keeps the root's parameters gathered after a forward without a backward, and then trains wrongly.
+        # After a forward without a backward the root's parameters stay gathered; the optimizer that train() makes
+        # would take hold of those.
         model.reshard()
         results[f"{mode}-{how}"] = {
             "health": health.summary(),
