@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from typing import TextIO, TypeVar
@@ -38,7 +39,8 @@ def _log_to_stderr() -> None:
     handler = _StderrHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
     logging.getLogger("topklm").addHandler(handler)
-    logging.getLogger("topklm").setLevel(logging.INFO)
+    # Of many ranks only the first tells how it goes; the others tell what is wrong.
+    logging.getLogger("topklm").setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
 
 
 class _StderrHandler(logging.StreamHandler[TextIO]):

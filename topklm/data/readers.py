@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from topklm.data.optional import require
 from topklm.data.sources import BadDocument, Document, SourceConfig, WorkItem, package_directory
 from topklm.errors import ConfigError, DataError
+from topklm.optional import require
 
 Read = Iterator[Document | BadDocument]
 

@@ -15,8 +15,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
-from topklm.data.optional import require
 from topklm.errors import ConfigError, DataError
+from topklm.optional import require
 
 TokenizerName = Literal["sp", "tiktoken", "hf", "bytes"]
 TOKENIZER_NAMES: tuple[TokenizerName, ...] = get_args(TokenizerName)

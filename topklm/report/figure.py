@@ -5,11 +5,10 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from topklm.errors import ConfigError
+from topklm.optional import require
 from topklm.report.runs import Run
 
 if TYPE_CHECKING:
@@ -32,21 +31,10 @@ STYLE: dict[Any, Any] = {
 _LINE_INCHES = 0.135
 
 
-def require_matplotlib() -> None:
-    """Raise `ConfigError` if matplotlib is missing."""
-    try:
-        import_module("matplotlib")
-    except ImportError as error:
-        raise ConfigError(f"figures need matplotlib ({error}); pip install 'topklm[plots]'") from error
-
-
 @contextmanager
 def house_style() -> Iterator[None]:
     """The look of the figures that are made or saved inside; the caller's own settings are back afterwards."""
-    require_matplotlib()
-    from matplotlib import rc_context
-
-    with rc_context(STYLE):
+    with require("matplotlib", "topklm[plots]").rc_context(STYLE):
         yield
 
 

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from topklm.errors import ConfigError
+from topklm.optional import require
 from topklm.report.compare import Comparison
 from topklm.report.curves import health_curves, training_curves
-from topklm.report.figure import require_matplotlib, save
+from topklm.report.figure import save
 from topklm.report.runs import Run
 from topklm.report.tables import csv_text, markdown
 
@@ -22,7 +23,7 @@ def write_report(comparison: Comparison, runs: Sequence[Run], out: Path) -> list
     something fails. `health` is missing, and an earlier one removed, where no run has TopK health figures. Raises
     `ConfigError` if matplotlib is missing or `out` cannot be written.
     """
-    require_matplotlib()
+    require("matplotlib", "topklm[plots]")  # before anything is written
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out, prefix=".making-") as making:

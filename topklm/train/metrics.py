@@ -15,7 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar
 
-from topklm.errors import ConfigError, Problem
+from topklm.errors import Problem
+from topklm.optional import require
 
 log = logging.getLogger("topklm.train")
 
@@ -39,7 +40,8 @@ class WandbConfig:
     name: str | None = None
     """Display name; the run's own name if null."""
     id: str | None = None
-    """Run id to continue; made from dump_dir's name if null, so that a resumed run continues its curves."""
+    """Run id to continue; null: made at the first start and kept in dump_dir, so that a resumed run goes on with its
+    curves."""
     tags: list[str] | None = None
     """Tags."""
     notes: str | None = None
@@ -131,26 +133,20 @@ def _finite(value: Any) -> Any:
 
 
 def _open_wandb(config: WandbConfig, dump_dir: Path, name: str, run_config: dict[str, Any]) -> Any:
-    wandb = require("wandb", "wandb")
+    wandb = require("wandb", "topklm[wandb]")
+    stored = dump_dir / "wandb_id"
+    if config.id is None and not stored.exists():
+        stored.write_text(wandb.util.generate_id())
     return wandb.init(
         project=config.project, entity=config.entity, group=config.group, name=config.name or name,
-        id=config.id or dump_dir.name, resume="allow", tags=config.tags, notes=config.notes, mode=config.mode,
+        id=config.id or stored.read_text(), resume="allow", tags=config.tags, notes=config.notes, mode=config.mode,
         dir=config.dir or str(dump_dir), config=run_config,
     )  # fmt: skip
 
 
 def _open_tensorboard(dump_dir: Path) -> Any:
-    return require("torch.utils.tensorboard", "tensorboard").SummaryWriter(str(dump_dir / "tensorboard"))
-
-
-def require(module: str, extra: str) -> Any:
-    """Import an optional package, or tell which extra brings it."""
-    from importlib import import_module
-
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise ConfigError(f"{module} is not installed ({error}); pip install 'topklm[{extra}]'") from error
+    tensorboard = require("torch.utils.tensorboard", "topklm[tensorboard]")
+    return tensorboard.SummaryWriter(str(dump_dir / "tensorboard"))
 
 
 class Console:

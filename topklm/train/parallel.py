@@ -164,8 +164,7 @@ def parallelize(model: nn.Module, world: World, config: DistributedConfig) -> No
             layers.register_module(name, _checkpointed(block, config.checkpointing))
     if config.compile:
         for block in layers.children():
-            # Only forward: FSDP2's hooks stay outside the graph, and no name in the state dict changes.
-            block.forward = torch.compile(block.forward)
+            block.compile()  # in place: no name in the state dict changes
     if world.mesh is None:
         return
     dtype = DTYPES[config.model_dtype]

@@ -210,10 +210,12 @@ class Trainer:
                 world_size=self.world.size,
                 device=self.world.device,
             )
+            if isinstance(self.model, FSDPModule):
+                self.model.reshard()  # the root stays gathered after a forward pass without a backward
         self._validated_at = self.step
         self._write({"global_step": self.step, **figures})
         if self.world.is_main:
-            shown = "  ".join(f"{k} {v:.4f}" for k, v in figures.items() if k.startswith("val/") and "@" in k)
+            shown = "  ".join(f"{k} {v:.4f}" for k, v in figures.items() if "/loss@" in k or "/ppl@" in k)
             log.info("step %d  %s", self.step, shown)
 
     def _save(self) -> None:
