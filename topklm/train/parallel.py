@@ -68,8 +68,9 @@ class DistributedConfig:
 
     def problems(self) -> Iterator[Problem]:
         for name in ("dp_shard", "dp_replicate"):
-            if (getattr(self, name) or 1) < 1:
-                yield Problem(name, f"{getattr(self, name)} is below 1; leave it null for all ranks")
+            ranks = getattr(self, name)
+            if ranks is not None and ranks < 1:
+                yield Problem(name, f"{ranks} is below 1; leave it null for all ranks")
         if self.model_dtype == "fp16":
             yield Problem("model_dtype", "fp16 needs loss scaling, which is not here; use bf16, which has fp32's range")
         if self.tp_size != 1:
