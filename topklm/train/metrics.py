@@ -169,12 +169,12 @@ class Console:
         if self._bar is not None:
             self._bar.stop()
 
-    def update(self, step: int, figures: str | None = None) -> None:
-        """Advance to `step`; `figures`, if given, are shown, and logged where there is no terminal."""
+    def update(self, step: int, figures: str | None = None, more: str = "") -> None:
+        """Advance to `step`; `figures`, if given, are shown, and logged with `more` where there is no terminal."""
         if self._bar is not None:
             self._bar.update(self._task, completed=step, **({"figures": figures} if figures else {}))
         elif self._enabled and figures:
-            log.info("step %d/%d  %s  eta %s", step, self._steps, figures, self.eta(step))
+            log.info("step %d/%d  %s%s  eta %s", step, self._steps, figures, more, self.eta(step))
 
     def eta(self, step: int) -> str:
         """Time to the end at the mean speed so far."""
@@ -197,7 +197,7 @@ def _progress_bar() -> Any:
         TimeRemainingColumn,
     )
 
-    return Progress(
-        BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"), TimeElapsedColumn(),
-        TextColumn("eta"), TimeRemainingColumn(), console=RichConsole(stderr=True),
+    return Progress(  # fits 80 columns
+        BarColumn(bar_width=8), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"), TextColumn("eta"),
+        TimeRemainingColumn(), console=RichConsole(stderr=True),
     )  # fmt: skip

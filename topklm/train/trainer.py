@@ -185,10 +185,11 @@ class Trainer:
         utilisation = figures.get("speed/mfu")
         self.console.update(
             self.step,
-            f"loss {loss_value:.4f}  grad {norm_value:.3f}  lr {rate:.2e}"
+            f"loss {loss_value:.4f}"
             + (f"  alpha {alpha:.3f}" if alpha is not None else "")
             + f"  {figures['speed/tokens_per_second']:,.0f} tok/s"
             + (f"  mfu {utilisation:.1%}" if utilisation is not None else ""),
+            f"  grad {norm_value:.3f}  lr {rate:.2e}",
         )
 
     def _validate(self) -> None:
