@@ -1,4 +1,4 @@
-"""Batches for validation: every held-out token but the first of its source is scored exactly once."""
+"""Batches for validation: every held-out token but the first of its source is scored once, or a spread of them."""
 
 from __future__ import annotations
 
@@ -28,24 +28,36 @@ class ValidationBatch(Batch):
         )
 
 
-def n_scored_tokens(data: TrainData, max_tokens: int | None = None) -> dict[str, int]:
-    """How many held-out tokens of each source are scored: all but the first, or a share of `max_tokens`.
+def n_scored_tokens(data: TrainData, context: int, max_tokens: int | None = None) -> dict[str, int]:
+    """How many held-out tokens of each source are scored in windows of `context` tokens.
 
-    `max_tokens` is spread in proportion to the sources' held-out tokens, remainders to the largest fractions, and
-    is the sum unless there are fewer. Raises `DataError` if no source has two held-out tokens.
+    All but the first of each source, or with `max_tokens` as many whole windows as make up its share of that (a
+    source's share is that of its held-out tokens; at least one window). Raises `DataError` if no source has two
+    held-out tokens.
     """
-    available = {name: max(0, len(tokens) - 1) for name, tokens in data.val.items()}
-    total = sum(available.values())
+    return {
+        name: int(sum(min(context, n - start) for start in starts))
+        for name, (starts, n) in _windows(data, context, max_tokens).items()
+    }
+
+
+def _windows(data: TrainData, context: int, max_tokens: int | None) -> dict[str, tuple[np.ndarray, int]]:
+    """Per source: the first token of each window that is scored, and the number of targets there are."""
+    targets = {name: max(0, len(tokens) - 1) for name, tokens in data.val.items()}
+    total = sum(targets.values())
     if not total:
         raise DataError("no source has held-out tokens; prepare the sources with val_fraction above 0")
-    if max_tokens is None or max_tokens >= total:
-        return available
-    shares = {name: divmod(n * max_tokens, total) for name, n in available.items()}
-    scored = {name: whole for name, (whole, _) in shares.items()}
-    largest = sorted(shares, key=lambda name: (-shares[name][1], name))
-    for name in largest[: max_tokens - sum(scored.values())]:
-        scored[name] += 1
-    return scored
+    windows = {}
+    for name, n in targets.items():
+        if max_tokens is None or max_tokens >= total:
+            starts = np.arange(0, n, context)
+        else:
+            # Evenly spaced over the source, so that a few windows speak for all of its documents.
+            whole = max(1, n // context) if n else 0
+            used = min(whole, max(1, n * max_tokens // total // context))
+            starts = np.arange(used) * whole // used * context if whole else np.arange(0)
+        windows[name] = (starts, n)
+    return windows
 
 
 def validation_batches(
@@ -63,22 +75,28 @@ def validation_batches(
     The held-out tokens of each source are cut into windows of `context` inputs that do not overlap, in order; the
     last one is padded with targets `IGNORE`. Window i goes to rank i % world_size. The scored tokens are the same
     for any world size and batch size, and every rank yields equally many batches of the same shape [b, context],
-    b <= `batch_size`. With `max_tokens`, the first tokens of each source are scored (`n_scored_tokens`).
+    b <= `batch_size`. With `max_tokens` some of the windows are scored, evenly spaced (`n_scored_tokens`).
 
     Raises `DataError` if there are no held-out tokens, at the call, not at the first batch.
     """
     if context < 1 or batch_size < 1 or not 0 <= rank < world_size or (max_tokens is not None and max_tokens < 1):
         raise ValueError("context, batch_size and max_tokens must be at least 1, and the rank in its world")
-    scored = np.array(list(n_scored_tokens(data, max_tokens).values()))
-    return _batches(data, scored, context, batch_size, rank, world_size, with_document_ids)
+    windows = _windows(data, context, max_tokens)
+    return _batches(data, list(windows.values()), context, batch_size, rank, world_size, with_document_ids)
 
 
 def _batches(
-    data: TrainData, scored: np.ndarray, context: int, batch_size: int, rank: int, world_size: int, with_ids: bool
+    data: TrainData,
+    windows: list[tuple[np.ndarray, int]],
+    context: int,
+    batch_size: int,
+    rank: int,
+    world_size: int,
+    with_ids: bool,
 ) -> Iterator[ValidationBatch]:
     arrays = list(data.val.values())
-    first_window = np.cumsum([0, *(-(-scored // context))])  # of each source, and the number of all
-    per_rank = -(-int(first_window[-1]) // world_size)
+    every = [(s, int(start)) for s, (starts, _) in enumerate(windows) for start in starts]
+    per_rank = -(-len(every) // world_size)
     rows = min(batch_size, per_rank)
     for first in range(0, per_rank, rows):
         tokens = np.zeros((rows, context), np.int64)
@@ -88,11 +106,10 @@ def _batches(
         for row in range(rows):
             window = rank + (first + row) * world_size
             # Rows beyond a rank's share stay padding, also where the last batch is not full.
-            if first + row >= per_rank or window >= first_window[-1]:
+            if first + row >= per_rank or window >= len(every):
                 continue
-            s = int(np.searchsorted(first_window, window, side="right")) - 1
-            start = (window - int(first_window[s])) * context
-            n = min(context, int(scored[s]) - start)
+            s, start = every[window]
+            n = min(context, windows[s][1] - start)
             both = arrays[s].read(start, start + n + 1)  # [n + 1]
             tokens[row, :n], targets[row, :n], source[row] = both[:-1], both[1:], s
             if with_ids:

@@ -25,7 +25,7 @@ class ValidationConfig:
     batch_size: int | None = None
     """Windows per rank and forward pass; data.batch_size if null. Does not change the result."""
     max_tokens: int | None = None
-    """Score at most so many tokens, spread over the sources; null: all."""
+    """Score about so many tokens at most, in windows spaced evenly over each source (at least one); null: all."""
 
     def problems(self) -> Iterator[Problem]:
         for context in self.contexts:

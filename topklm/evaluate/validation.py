@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import ExitStack
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from topklm.data import TrainData, validation_batches
 from topklm.sparsity import get_alpha, record_health
+from topklm.sparsity.health import Health
 
 HEALTH_TOKENS = 65_536
-"""Health figures are taken from the first validation batches up to about so many tokens: they run uncompiled."""
+"""Health figures are taken over at most about so many held-out tokens, because they run uncompiled."""
 
 
 @torch.no_grad()
@@ -33,42 +34,54 @@ def validate(
     """Figures of a model at its present alpha, the same on every rank and for any number of ranks and batch size.
 
     For each context C: `val/loss@C` (nats per token, mean over all scored tokens), `val/ppl@C` (its exponential),
-    `val/tokens@C`; with several sources also `val/<source>/...`. For a sparse model the `topk/...` health figures of
-    the first context. Raises `DataError` where nothing is held out.
+    `val/tokens@C`; with several sources also `val/<source>/...`. For a sparse model the `topk/...` health figures in
+    windows of the first context. With `max_tokens` (and for the health, `HEALTH_TOKENS`) windows are taken evenly
+    over the held-out part. Raises `DataError` where nothing is held out.
     """
+    run = _Pass(model, data, batch_size, device, document_mask, rank, world_size)
     was_training = model.training
     model.eval()
     figures: dict[str, float] = {}
-    for i, context in enumerate(contexts):
-        batches = validation_batches(
-            data, context=context, batch_size=batch_size, rank=rank, world_size=world_size, max_tokens=max_tokens,
-            with_document_ids=document_mask,
-        )  # fmt: skip
-        # Sums per source in float64: loss and tokens.
-        sums = torch.zeros(len(data.names), 2, dtype=torch.float64, device=device)
-        with ExitStack() as recording:
-            recorder = None
-            seen = 0
-            if i == 0 and get_alpha(model) is not None:
-                recorder = recording.enter_context(record_health(model))
-            for batch in batches:
-                batch = batch.to(device)
-                if recorder is not None:
-                    recorder.count_only(batch.targets >= 0)
-                losses = model(batch.tokens, batch.targets, document_ids=batch.document_ids, reduction="none")
-                _add(sums, losses, batch.targets, batch.source.to(device))
-                seen += batch.tokens.numel() * world_size
-                if seen >= HEALTH_TOKENS:
-                    recording.close()
+    for context in contexts:
+        figures |= _figures(run.loss_sums(context, max_tokens), data.names, context)
+    if get_alpha(model) is not None:
+        budget = HEALTH_TOKENS if max_tokens is None else min(max_tokens, HEALTH_TOKENS)
+        with record_health(model) as health:
+            run.loss_sums(contexts[0], budget, health)
         if world_size > 1:
-            dist.all_reduce(sums)
-        if recorder is not None:
-            if world_size > 1:
-                recorder.all_reduce()
-            figures |= recorder.summary()
-        figures |= _figures(sums, data.names, context)
+            health.all_reduce()
+        figures |= health.summary()
     model.train(was_training)
     return figures
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What all passes over the held-out windows share."""
+
+    model: nn.Module
+    data: TrainData
+    batch_size: int
+    device: torch.device
+    document_mask: bool
+    rank: int
+    world_size: int
+
+    def loss_sums(self, context: int, max_tokens: int | None, health: Health | None = None) -> Tensor:
+        """Sum of the losses and number of scored tokens of each source, float64 [n_sources, 2], over all ranks."""
+        sums = torch.zeros(len(self.data.names), 2, dtype=torch.float64, device=self.device)
+        for batch in validation_batches(
+            self.data, context=context, batch_size=self.batch_size, rank=self.rank, world_size=self.world_size,
+            max_tokens=max_tokens, with_document_ids=self.document_mask,
+        ):  # fmt: skip
+            batch = batch.to(self.device)
+            if health is not None:
+                health.count_only(batch.targets >= 0)
+            losses = self.model(batch.tokens, batch.targets, document_ids=batch.document_ids, reduction="none")
+            _add(sums, losses, batch.targets, batch.source.to(self.device))
+        if self.world_size > 1:
+            dist.all_reduce(sums)
+        return sums
 
 
 def _add(sums: Tensor, losses: Tensor, targets: Tensor, source: Tensor) -> None:

@@ -74,7 +74,7 @@ class Transformer(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """h = x + Attn(norm(x)); returns residual(h, FFN(norm(h))). x: [B, T, D]."""
+    """h = x + Attn(norm(x)); returns residual_seam(h, FFN(norm(h))). x: [B, T, D]."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -85,9 +85,9 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None = None) -> Tensor:
         h = x + self.attention(self.attention_norm(x), rope, mask)
-        return self.residual(h, self.feed_forward(self.ffn_norm(h)))
+        return self.residual_seam(h, self.feed_forward(self.ffn_norm(h)))
 
-    def residual(self, stream: Tensor, update: Tensor) -> Tensor:
+    def residual_seam(self, stream: Tensor, update: Tensor) -> Tensor:
         """The block's last addition to the residual stream: the seam where an activation, or a fused kernel, enters."""
         return stream + update
 

@@ -62,7 +62,7 @@ def check_untouched(model: nn.Module, stack: nn.ModuleList) -> None:
     for i, block in enumerate(stack):
         for name, module in block.named_modules():
             _refuse_touched(module, f"block {i}" + (f" ({name})" if name else ""))
-        for method in ("forward", "residual"):
+        for method in ("forward", "residual_seam"):
             if method in block.__dict__:
                 raise ConfigError(f"block {i} has a replaced {method}; undo that, then sparsify, then do it again")
 

@@ -61,7 +61,7 @@ class Health:
         self._index = {id(block): i for i, block in enumerate(blocks)}
         self._layers: dict[int, _Layer] = {}
         self._keep: Tensor | None = None
-        self.alpha = sparse_states(model)[0].value if blocks else None
+        self._state = sparse_states(model)[0] if blocks else None
 
     def count_only(self, keep: Tensor | None) -> None:
         """From now on count the tokens where `keep` (bool [B, T]) is true; None: all of them."""
@@ -110,12 +110,12 @@ class Health:
                 "margin_min": -margin_end if with_margin else math.nan,
             }
             layers[index] = (figures, tokens, margin_sum, with_margin)
-        if not layers or self.alpha is None:
+        if not layers or self._state is None:
             return {}
         every = [figures for figures, *_ in layers.values()]
         n, with_margin = len(every), sum(layer[3] for layer in layers.values())
         out = {
-            "topk/alpha": self.alpha,
+            "topk/alpha": self._state.value,
             "topk/tokens": float(max(layer[1] for layer in layers.values())),
             "topk/l0_min": min(figures["l0_min"] for figures in every),
             "topk/l0_mean": sum(figures["l0_mean"] for figures in every) / n,

@@ -5,7 +5,7 @@ their names, all blocks share one compiled graph, a deepcopy runs its own weight
 torch.compile and FSDP2 see an ordinary module. (Forward hooks are skipped by a compiled or wrapped block, a
 replaced `forward` of a deepcopy runs the original's weights, one subclass per block hits the recompile limit.)
 
-A class with the residual seam `residual(self, stream, update) -> stream + update` has the activation there, where
+A class with the residual seam `residual_seam(self, stream, update) -> stream + update` has the activation there, where
 a fused kernel can take over the sum; other classes have it on the output of `forward`, or on its first element.
 """
 
@@ -60,8 +60,8 @@ def _new_sparse(base: Any, *args: Any) -> nn.Module:
 def sparse_class(base: Any) -> Any:
     """The subclass of a block class that ends in the activation. The same object for the same class, always."""
 
-    def residual(self: Any, stream: Tensor, update: Tensor) -> Tensor:
-        return self._topk(self, base.residual(self, stream, update))
+    def residual_seam(self: Any, stream: Tensor, update: Tensor) -> Tensor:
+        return self._topk(self, base.residual_seam(self, stream, update))
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         out = base.forward(self, *args, **kwargs)
@@ -80,7 +80,7 @@ def sparse_class(base: Any) -> Any:
             make, args = _new_sparse, (base, *args[1:])
         return (make, args, *rest)
 
-    seam = {"residual": residual} if hasattr(base, "residual") else {"forward": forward}
+    seam = {"residual_seam": residual_seam} if hasattr(base, "residual_seam") else {"forward": forward}
     members = {**seam, "extra_repr": extra_repr, "__reduce_ex__": reduce_ex, "__doc__": base.__doc__}
     cls = type(f"TopK{base.__name__}", (base,), {**members, "__module__": base.__module__})
     return cls
@@ -136,7 +136,7 @@ def set_alpha(model: nn.Module, value: float) -> None:
         with torch.no_grad():
             state.alpha.fill_(value)
         state.value = value
-        state.annealing = value > 0
+        state.annealing = bool(state.alpha)  # as fp32 sees it: 1e-46 is 0
 
 
 def get_alpha(model: nn.Module) -> float | None:

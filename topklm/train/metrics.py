@@ -193,7 +193,6 @@ def _progress_bar() -> Any:
         MofNCompleteColumn,
         Progress,
         TextColumn,
-        TimeElapsedColumn,
         TimeRemainingColumn,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
+import topklm
 from topklm.checkpoint import CheckpointStore, list_checkpoints, load_weights, newest_good, read_weights, resolve
 from topklm.config import save_config, to_dict
 from topklm.data import TrainData, TrainLoader, open_data
@@ -289,6 +291,7 @@ class Trainer:
         stack.callback(logging.getLogger("topklm").removeHandler, handler)
         stack.callback(handler.close)
         save_config(self.config, self.dump_dir / "config.yaml")
+        (self.dump_dir / "provenance.json").write_text(json.dumps(self._provenance(), indent=1))
         n = self.config.model.n_params
         log.info(
             "%s: %.1f M parameters, %s, %d rank(s) on %s, global batch %d x %d tokens, checkpoints found: %d",
@@ -299,6 +302,18 @@ class Trainer:
         return stack.enter_context(
             MetricsWriter(self.config.logging, self.dump_dir, self.config.name, to_dict(self.config), self.step)
         )
+
+    def _provenance(self) -> dict[str, Any]:
+        """What decides the run's figures and is not in its configuration."""
+        device = self.world.device
+        return {
+            "data_fingerprint": self.data.fingerprint,
+            "tokenizer_sha256": self.data.manifests[self.data.names[0]].tokenizer["sha256"],
+            "n_parameters": self.config.model.n_params,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "ranks": self.world.size,
+            "versions": {"topklm": topklm.__version__, "torch": torch.__version__},
+        }
 
     def _write(self, figures: dict[str, Any]) -> None:
         if self.metrics is not None:

@@ -55,28 +55,40 @@ def test_every_token_is_scored_once_in_its_context(data, context, batch_size, wo
     assert len({tuple(s) for s in shapes}) == 1
     assert len(set(shapes[0])) == 1
     assert shapes[0][0][0] <= batch_size
-    expected = n_scored_tokens(data, max_tokens)
+    expected = n_scored_tokens(data, context, max_tokens)
     assert [len(scored.get(s, [])) for s in range(4)] == list(expected.values())
-    for source, first in ((0, 20_000), (1, 30_000)):
-        n = expected[data.names[source]]
-        assert sorted(scored.get(source, [])) == list(range(first + 1, first + 1 + n))
+    for source, first, n in ((0, 20_000, 100), (1, 30_000, 29)):
+        tokens = sorted(scored.get(source, []))
+        assert len(set(tokens)) == len(tokens)
+        assert set(tokens) <= set(range(first + 1, first + 1 + n))
+        if max_tokens is None or max_tokens >= 129:
+            assert len(tokens) == n
     in_order = [rows_in_order[i] for i in sorted(rows_in_order)]
     assert sorted(rows_in_order) == list(range(len(in_order)))
     assert in_order == sorted(in_order)
 
 
-@given(max_tokens=st.integers(1, 140))
-def test_the_budget_is_met_and_spread_by_size(data, max_tokens):
-    scored = n_scored_tokens(data, max_tokens)
-    assert sum(scored.values()) == min(max_tokens, 129)
-    if max_tokens < 129:
-        assert abs(scored["a"] - max_tokens * 100 / 129) < 1
-        assert abs(scored["b"] - max_tokens * 29 / 129) < 1
-    assert scored["c_without_val"] == scored["d_one_token"] == 0
+@given(context=st.integers(1, 30), max_tokens=st.integers(1, 140))
+def test_the_budget_is_kept_in_whole_windows_of_each_source(data, context, max_tokens):
+    scored = n_scored_tokens(data, context, max_tokens)
+    for name, n in {"a": 100, "b": 29, "c_without_val": 0, "d_one_token": 0}.items():
+        if max_tokens >= 129:
+            assert scored[name] == n
+        else:
+            share = max_tokens * n / 129
+            assert scored[name] <= max(share, min(context, n))
+            assert scored[name] > share - context or scored[name] == n // context * context
+
+
+def test_a_few_windows_are_spread_over_the_whole_source(data):
+    """A budget of a fifth must not mean the first fifth of the documents."""
+    batches = validation_batches(data, context=2, batch_size=100, max_tokens=26)
+    starts = [row[0] for batch in batches for row, s in zip(batch.tokens.tolist(), batch.source, strict=True) if s == 0]
+    assert starts == [20_000 + 10 * i for i in range(10)]
 
 
 def test_all_is_scored_without_a_budget(data):
-    assert n_scored_tokens(data) == {"a": 100, "b": 29, "c_without_val": 0, "d_one_token": 0}
+    assert n_scored_tokens(data, 7) == {"a": 100, "b": 29, "c_without_val": 0, "d_one_token": 0}
 
 
 def test_document_ids(data):

@@ -8,7 +8,7 @@ import torch
 from tests.unit.data.synthetic import documents, write_source
 from topklm.data import DataConfig, open_data
 from topklm.errors import DataError
-from topklm.evaluate import validate
+from topklm.evaluate import validate, validation
 from topklm.model import ModelConfig, build_model
 from topklm.sparsity import TopKConfig, set_alpha
 
@@ -67,11 +67,22 @@ def test_health_counts_scored_tokens_only_and_leaves_no_trace(data, model):
     assert torch.equal(model(tokens), before)
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_health_is_over_the_same_tokens_of_all_sources_for_any_batch_size(data, model, monkeypatch, batch_size):
+    monkeypatch.setattr(validation, "HEALTH_TOKENS", 24)
+    whole = validate(model, data, contexts=[4], batch_size=7, device=CPU)
+    health = {k: v for k, v in whole.items() if k.startswith("topk/")}
+    assert health["topk/tokens"] == 4 * (24 * 60 // 81 // 4 + 24 * 21 // 81 // 4)  # both sources
+    assert whole["val/tokens@4"] == 81
+    again = validate(model, data, contexts=[4], batch_size=batch_size, device=CPU)
+    assert {k: v for k, v in again.items() if k.startswith("topk/")} == pytest.approx(health, rel=1e-9)
+
+
 def test_a_dense_model_has_no_health(data):
     dense = build_model(ModelConfig(dim=16, n_layers=1, n_heads=2, vocab_size=V), None)
     figures = validate(dense, data, contexts=[8], batch_size=4, device=CPU, max_tokens=20)
     assert not [key for key in figures if key.startswith("topk/")]
-    assert figures["val/tokens@8"] == 20
+    assert figures["val/tokens@8"] == 16  # whole windows within the budget
 
 
 def test_without_held_out_tokens_there_is_nothing_to_validate(tmp_path, model):

@@ -49,9 +49,9 @@ class PlainBlock(nn.Module):
 class SeamBlock(PlainBlock):
     def forward(self, x: Tensor) -> Tensor:
         h = x + self.attention(self.attention_norm(x))
-        return self.residual(h, self.feed_forward(self.ffn_norm(h)))
+        return self.residual_seam(h, self.feed_forward(self.ffn_norm(h)))
 
-    def residual(self, stream: Tensor, update: Tensor) -> Tensor:
+    def residual_seam(self, stream: Tensor, update: Tensor) -> Tensor:
         return stream + update
 
 
