@@ -1,6 +1,6 @@
 """Preparation: documents -> tokens -> shards, in parallel, resumable, and the same whatever happens on the way.
 
-A source is divided into work items (`sources`). Each finished item leaves its shards and a record; a killed
+A source is divided into work items (`work_items`). Each finished item leaves its shards and a record; a killed
 preparation goes on with the items that have no record. The manifest is written last, from the records in the
 order of the items, so neither the number of workers nor an interruption can be seen in the result.
 """
@@ -37,9 +37,10 @@ from topklm.data.shards import (
     read_manifest,
     write_manifest,
 )
-from topklm.data.sources import SourceConfig, WorkItem, list_items
+from topklm.data.sources import SourceConfig, WorkItem
 from topklm.data.split import split_rule
 from topklm.data.tokenizers import Tokenizer, open_saved_tokenizer
+from topklm.data.work_items import list_items
 from topklm.errors import ConfigError, DataError
 
 log = logging.getLogger("topklm.data")

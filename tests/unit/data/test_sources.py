@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from topklm.config import build
 from topklm.data.readers import line_limit, lines_of_range, read_item
-from topklm.data.sources import BadDocument, Document, SourceConfig, list_items
+from topklm.data.sources import BadDocument, Document, SourceConfig
+from topklm.data.work_items import list_items
 from topklm.errors import ConfigError, DataError
 
 TEXTS = [f"document number {i}, " + "word " * i for i in range(30)]

@@ -1,0 +1,97 @@
+"""How a source is divided into work items.
+
+A work item is a part of a source that can be read by itself: a range of a JSONL file, some row groups of a
+parquet file, some small files, one shard of a hub dataset. Items and the documents in them depend on the
+configuration and the files alone, so any number of processes may read them in any order.
+"""
+
+from __future__ import annotations
+
+import glob as globbing
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from topklm.data.readers import hf_shards, parquet_parts
+from topklm.data.sources import SourceConfig, WorkItem, package_directory
+from topklm.errors import ConfigError, DataError
+
+_SUFFIXES = {
+    "parquet": (".parquet",),
+    "jsonl": (".jsonl", ".jsonl.gz", ".jsonl.zst"),
+    "text": (".txt",),
+    "package": (".txt",),
+}
+
+
+def list_items(config: SourceConfig, item_bytes: int) -> list[WorkItem]:
+    """Divide a source into items of about `item_bytes` bytes; a compressed file or a hub shard stays whole.
+
+    Raises `ConfigError` if there is nothing at the given place or a package is missing, `DataError` if a file
+    cannot be read.
+    """
+    parts: Iterable[tuple[dict[str, Any], int]]
+    if config.kind == "hf":
+        n = hf_shards(config)
+        return [WorkItem(index=i, parts=[{"shard": i, "of": n}], size=1) for i in range(n)]
+    if config.kind == "parquet":
+        parts = parquet_parts(config, _files(config))
+    elif config.kind == "jsonl":
+        parts = _jsonl_parts(_files(config), item_bytes)
+    elif config.kind in ("text", "package"):
+        parts = (({"file": str(file), "size": (n := _size(file))}, n) for file in _files(config))
+    else:
+        raise ConfigError(list(config.problems()))
+    return _pack(parts, item_bytes)
+
+
+def _files(config: SourceConfig) -> list[Path]:
+    """The files of a source, sorted by path. Raises `ConfigError` if there are none."""
+    assert config.kind is not None  # `problems` has seen to it
+    where = config.path or ""
+    root = package_directory(config.package or "") if config.kind == "package" else Path(where).expanduser()
+    if root.is_file():
+        return [root]
+    found: Iterable[Path] = map(Path, globbing.iglob(str(root), recursive=True))
+    if root.is_dir():
+        found = root.glob(config.glob or "**/*")
+    suffixes = _SUFFIXES[config.kind] if root.is_dir() and not config.glob else ("",)
+    files = sorted(file for file in found if file.is_file() and file.name.endswith(suffixes))
+    if not files:
+        looked_for = config.glob or (f"*{' or *'.join(suffixes)}" if root.is_dir() else "")
+        raise ConfigError(f"no files at {config.package or where}" + (f" ({looked_for})" if looked_for else ""))
+    return files
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error}") from error
+
+
+def _jsonl_parts(files: list[Path], item_bytes: int) -> Iterator[tuple[dict[str, Any], int]]:
+    for file in files:
+        size = _size(file)
+        if file.suffix in (".gz", ".zst"):
+            yield {"file": str(file), "size": size}, size
+            continue
+        for start in range(0, size, item_bytes):
+            end = min(start + item_bytes, size)
+            yield {"file": str(file), "size": size, "start": start, "end": end}, end - start
+
+
+def _pack(parts: Iterable[tuple[dict[str, Any], int]], item_bytes: int) -> list[WorkItem]:
+    """Neighbouring small parts together, up to `item_bytes`."""
+    items: list[WorkItem] = []
+    group: list[dict[str, Any]] = []
+    total = 0
+    for part, size in parts:
+        if group and total + size > item_bytes:
+            items.append(WorkItem(index=len(items), parts=group, size=max(total, 1)))
+            group, total = [], 0
+        group.append(part)
+        total += size
+    if group:
+        items.append(WorkItem(index=len(items), parts=group, size=max(total, 1)))
+    return items
