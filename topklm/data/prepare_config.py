@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -86,7 +87,8 @@ class PrepareConfig:
                 yield Problem(key, f"{getattr(self, key)} is not positive")
         if self.workers < 0:
             yield Problem("workers", f"{self.workers} is negative; 0 means one per CPU core")
-        if self.max_skipped < 0 or (isinstance(self.max_skipped, float) and self.max_skipped > 1):
+        # Written so that NaN, which would mean no limit, is refused.
+        if not 0 <= self.max_skipped <= (1 if isinstance(self.max_skipped, float) else math.inf):
             yield Problem(
                 "max_skipped", f"{self.max_skipped} is neither a number of documents nor a share from 0.0 to 1.0"
             )

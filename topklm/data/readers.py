@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
 import itertools
 import json
+import logging
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -15,10 +17,13 @@ from topklm.data.sources import BadDocument, Document, SourceConfig, WorkItem, p
 from topklm.errors import ConfigError, DataError
 from topklm.optional import require
 
+log = logging.getLogger("topklm.data")
+
 Read = Iterator[Document | BadDocument]
 
 _BATCH_ROWS = 256
 _DISCARD_BYTES = 1 << 20
+_BOM = codecs.BOM_UTF8
 
 
 def read_item(config: SourceConfig, item: WorkItem, max_document_bytes: int) -> Read:
@@ -89,9 +94,9 @@ def _read_text(config: SourceConfig, file: Path, limit: int) -> Document | BadDo
         location = f"{config.package}:{file.relative_to(root).as_posix()}"
     else:
         location = str(file)
-    if (size := file.stat().st_size) > limit:  # before it is read
+    if (size := file.stat().st_size) > limit + len(_BOM):  # before it is read
         return BadDocument(file.name, location, "too_long", f"{size} bytes, max_document_bytes is {limit}")
-    return _check_bytes(file.read_bytes(), file.name, location, limit)
+    return _check_bytes(file.read_bytes().removeprefix(_BOM), file.name, location, limit)
 
 
 # JSONL
@@ -101,14 +106,15 @@ def _read_jsonl(config: SourceConfig, part: dict[str, Any], limit: int) -> Read:
     file = Path(part["file"])
     if file.suffix == ".gz":
         with gzip.open(file, "rb") as stream:
-            yield from _records(_numbered(stream, limit, f"{file}:line "), config, limit)
+            yield from _records(_numbered(stream, limit, f"{file}:line "), config, limit, from_start=True)
     elif file.suffix == ".zst":
         with _open_zst(file) as stream:
-            yield from _records(_numbered(stream, limit, f"{file}:line "), config, limit)
+            yield from _records(_numbered(stream, limit, f"{file}:line "), config, limit, from_start=True)
     else:
         with open(file, "rb") as stream:
             lines = lines_of_range(stream, part["start"], part["end"], line_limit(limit))
-            yield from _records(((f"{file}:byte {at}", line) for at, line in lines), config, limit)
+            located = ((f"{file}:byte {at}", line) for at, line in lines)
+            yield from _records(located, config, limit, from_start=part["start"] == 0)
 
 
 def line_limit(max_document_bytes: int) -> int:
@@ -153,11 +159,13 @@ def _skip_line(stream: Any) -> None:
         pass
 
 
-def _records(lines: Iterable[tuple[str, bytes | None]], config: SourceConfig, limit: int) -> Read:
-    for where, line in lines:
+def _records(lines: Iterable[tuple[str, bytes | None]], config: SourceConfig, limit: int, *, from_start: bool) -> Read:
+    for i, (where, line) in enumerate(lines):
         if line is None:
             yield BadDocument(None, where, "too_long", f"the line has more than {line_limit(limit)} bytes")
             continue
+        if from_start and i == 0:
+            line = line.removeprefix(_BOM)
         if not line.strip():
             yield BadDocument(None, where, "blank_line", "")
             continue
@@ -198,6 +206,8 @@ def parquet_parts(config: SourceConfig, files: Iterable[Path]) -> Iterator[tuple
                 f"{file} has no column {' or '.join(config.text_fields)}; set text_field to one of {', '.join(names)}"
             )
         size = file.stat().st_size
+        if not meta.num_rows:
+            log.warning("%s has no rows", file)
         for group in range(meta.num_row_groups):
             part = {"file": str(file), "size": size, "row_group": group}
             yield part, meta.row_group(group).total_byte_size

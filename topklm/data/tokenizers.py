@@ -220,10 +220,14 @@ class HFTokenizer(Tokenizer):
                 named = json.loads(beside.read_text(encoding="utf-8"))
             except ValueError as error:
                 raise DataError(f"{beside} is not valid JSON: {error}") from error
+            if not isinstance(named, dict):
+                raise DataError(f"{beside} holds no object of settings; restore it, or remove it")
 
         def find(key: str, usual: tuple[str, ...]) -> int | None:
             token = named.get(key)
             token = token.get("content") if isinstance(token, dict) else token
+            if not isinstance(token, str | None):
+                raise DataError(f"{beside}: {key} is {token!r}, not text; correct it, or remove the file")
             candidates = (token,) if key in named else usual
             return next((vocab[name] for name in candidates if name in vocab), None)
 
@@ -260,6 +264,8 @@ def load_tokenizer(name: str, path: str | Path | None = None) -> Tokenizer:
     file = Path(path)
     if name == "hf" and file.is_dir():
         file /= "tokenizer.json"
+    if file.is_dir():
+        raise ConfigError(f"tokenizer.path: {file} is a directory; give the file in it (tokenizer.name is {name})")
     if not file.is_file():
         raise ConfigError(f"tokenizer.path: {file} does not exist (tokenizer.name is {name})")
     try:

@@ -37,14 +37,25 @@ def train_sentencepiece(texts: Iterable[str], config: TrainTokenizerConfig) -> b
     """Bytes of a SentencePiece BPE model trained on `texts`; the same texts in the same order give the same bytes.
 
     Text is not normalised, so decoding gives the text back, except that U+2581, SentencePiece's own mark for a
-    space, becomes a space. Raises `ConfigError` if there is too little text for `vocab_size` pieces.
+    space, becomes a space. Raises `ConfigError` if there is too little text for `vocab_size` pieces, and whatever
+    iterating over `texts` raises.
     """
     import sentencepiece
 
-    lines, model = (line for text in texts for line in _lines(text)), io.BytesIO()
+    interrupted: list[BaseException] = []
+
+    def lines() -> Iterator[str]:
+        try:
+            for text in texts:
+                yield from _lines(text)
+        except BaseException as error:  # which the library would turn into a RuntimeError of its own
+            interrupted.append(error)
+            raise
+
+    model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=lines,
+            sentence_iterator=lines(),
             model_writer=model,
             model_type="bpe",
             vocab_size=config.vocab_size,
@@ -59,6 +70,8 @@ def train_sentencepiece(texts: Iterable[str], config: TrainTokenizerConfig) -> b
             minloglevel=2,
         )
     except (RuntimeError, OSError) as error:
+        if interrupted:
+            raise interrupted[0] from None
         raise ConfigError(
             f"tokenizer.train: no SentencePiece model of {config.vocab_size} pieces can be trained on these "
             f"documents; a smaller vocab_size or more text may help ({error})"

@@ -8,13 +8,16 @@ configuration and the files alone, so any number of processes may read them in a
 from __future__ import annotations
 
 import glob as globbing
+import logging
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from topklm.data.readers import hf_shards, parquet_parts
 from topklm.data.sources import SourceConfig, WorkItem, package_directory
-from topklm.errors import ConfigError, DataError
+from topklm.errors import ConfigError, DataError, Problem
+
+log = logging.getLogger("topklm.data")
 
 _SUFFIXES = {
     "parquet": (".parquet",),
@@ -50,17 +53,32 @@ def _files(config: SourceConfig) -> list[Path]:
     assert config.kind is not None  # `problems` has seen to it
     where = config.path or ""
     root = package_directory(config.package or "") if config.kind == "package" else Path(where).expanduser()
+    if config.glob and (root.is_file() or (globbing.has_magic(where) and not root.is_dir())):
+        what = "a file" if root.is_file() else "a pattern"
+        raise ConfigError([Problem("glob", f"chooses files of a directory, but path {where} is {what}; remove one")])
     if root.is_file():
         return [root]
-    found: Iterable[Path] = map(Path, globbing.iglob(str(root), recursive=True))
+    found: Iterable[Path] = map(Path, globbing.iglob(str(root), recursive=True))  # leaves hidden files out by itself
     if root.is_dir():
-        found = root.glob(config.glob or "**/*")
+        pattern = config.glob or "**/*"
+        found = (file for file in root.glob(pattern) if not _is_hidden(file.relative_to(root), pattern))
     suffixes = _SUFFIXES[config.kind] if root.is_dir() and not config.glob else ("",)
     files = sorted(file for file in found if file.is_file() and file.name.endswith(suffixes))
     if not files:
         looked_for = config.glob or (f"*{' or *'.join(suffixes)}" if root.is_dir() else "")
         raise ConfigError(f"no files at {config.package or where}" + (f" ({looked_for})" if looked_for else ""))
     return files
+
+
+def _is_hidden(file: Path, pattern: str) -> bool:
+    """A name of `file` (relative to where the pattern applies) begins with a dot, and none in the pattern does."""
+
+    def dotted(parts: Iterable[str]) -> bool:
+        return any(part.startswith(".") and part not in (".", "..") for part in parts)
+
+    *folders, name = file.parts
+    *folder_patterns, name_pattern = PurePath(pattern).parts
+    return (dotted([name]) and not dotted([name_pattern])) or (dotted(folders) and not dotted(folder_patterns))
 
 
 def _size(file: Path) -> int:
@@ -73,6 +91,8 @@ def _size(file: Path) -> int:
 def _jsonl_parts(files: list[Path], item_bytes: int) -> Iterator[tuple[dict[str, Any], int]]:
     for file in files:
         size = _size(file)
+        if not size:
+            log.warning("%s is empty", file)
         if file.suffix in (".gz", ".zst"):
             yield {"file": str(file), "size": size}, size
             continue

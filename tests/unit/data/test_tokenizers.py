@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import sys
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -160,6 +161,15 @@ def test_too_little_text_to_train_on() -> None:
         train_sentencepiece(["one two"], TrainTokenizerConfig(vocab_size=4096))
 
 
+def test_an_error_in_the_texts_is_not_one_of_the_training() -> None:
+    def texts() -> Iterator[str]:
+        yield from TEXTS
+        raise DataError("the file is damaged")
+
+    with pytest.raises(DataError, match="the file is damaged"):
+        train_sentencepiece(texts(), TrainTokenizerConfig(vocab_size=300))
+
+
 def test_hf_special_tokens_are_found(tmp_path) -> None:
     file = tmp_path / "tokenizer.json"
     file.write_bytes(hf_file())
@@ -171,6 +181,14 @@ def test_hf_special_tokens_are_found(tmp_path) -> None:
     assert tokenizer.sha256 != HFTokenizer(file.read_bytes(), 0, 1).sha256
     with pytest.raises(ConfigError, match="add_bos=false"):
         tokenizer.encode("text", bos=True)
+
+
+@pytest.mark.parametrize("beside", ["[]", "7", '{"bos_token": ["<s>"]}', '{"eos_token": {"content": 1}}', "{"])
+def test_hf_special_tokens_of_a_broken_file(tmp_path, beside: str) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(hf_file())
+    (tmp_path / "tokenizer_config.json").write_text(beside)
+    with pytest.raises(DataError, match=r"tokenizer_config\.json"):
+        load_tokenizer("hf", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -196,6 +214,10 @@ def test_broken_files(kind: str, content: bytes, message: str, tmp_path) -> None
 def test_missing_files_kinds_and_packages(tmp_path, monkeypatch) -> None:
     with pytest.raises(ConfigError, match=r"gone\.model does not exist"):
         load_tokenizer("sp", tmp_path / "gone.model")
+    with pytest.raises(ConfigError, match="is a directory"):
+        load_tokenizer("sp", tmp_path)
+    with pytest.raises(ConfigError, match=r"tokenizer\.json does not exist"):
+        load_tokenizer("hf", tmp_path)
     with pytest.raises(ConfigError, match="not one of sp, tiktoken, hf, bytes"):
         load_tokenizer("word", None)
     with pytest.raises(ConfigError, match=r"tokenizer\.path is needed"):
