@@ -74,5 +74,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad_output,) = grads
         grad_hidden, grad_weight = ctx.saved_tensors
-        scaled = [None if g is None else g * grad_output.to(g.dtype) for g in (grad_hidden, grad_weight)]
+        # grad_output stays fp32: rounded to bf16 it would scale all gradients by up to 0.4 %.
+        scaled = [None if g is None else g * grad_output for g in (grad_hidden, grad_weight)]
         return scaled[0], scaled[1], None, None
