@@ -7,7 +7,7 @@ order of the items, so neither the number of workers nor an interruption can be 
 
 from __future__ import annotations
 
-import json
+import errno
 import logging
 import shutil
 from collections.abc import Iterator
@@ -24,10 +24,10 @@ from topklm.data.prepare_item import (
     read_result,
     skipped_path,
     too_many_skipped,
-    write_json,
 )
+from topklm.data.prepare_plan import Survey, open_plan, refuse_other, survey, tell_changed_inputs
 from topklm.data.prepare_run import run_items
-from topklm.data.prepare_tokenizer import differences, obtain_tokenizer
+from topklm.data.prepare_tokenizer import existing_tokenizer, train_tokenizer
 from topklm.data.shards import (
     FORMAT_VERSION,
     MANIFEST,
@@ -37,10 +37,9 @@ from topklm.data.shards import (
     read_manifest,
     write_manifest,
 )
-from topklm.data.sources import SourceConfig, WorkItem
+from topklm.data.sources import SourceConfig
 from topklm.data.split import split_rule
 from topklm.data.tokenizers import Tokenizer, open_saved_tokenizer
-from topklm.data.work_items import list_items
 from topklm.errors import ConfigError, DataError
 
 log = logging.getLogger("topklm.data")
@@ -52,31 +51,38 @@ _OURS = (MANIFEST, "tokenizer", "skipped.jsonl", *SPLITS, WORK)
 def prepare(config: PrepareConfig) -> dict[str, Manifest]:
     """Prepare all sources of a configuration; {source: manifest}. Finished sources are left as they are.
 
-    Raises `ConfigError` for a wrong configuration, or one that differs from what lies in `out_dir` already (with the
-    differences), `DataError` for input that cannot be used: more bad documents than `max_skipped`, damaged files.
+    Everything is looked at before anything is written or, with `overwrite`, thrown away. Raises `ConfigError` for a
+    wrong configuration, or one that differs from what lies in `out_dir` already (with the differences), `DataError`
+    for input that cannot be used (more bad documents than `max_skipped`, damaged files) and for a full disk.
     """
     out = Path(config.out_dir)
-    out.mkdir(parents=True, exist_ok=True)
-    with _only_one(out):
-        for name in config.sources:
-            _refuse_foreign(out / name)
-            if config.overwrite:
-                _remove(out / name)
-        unfinished = [name for name in config.sources if not (out / name / MANIFEST).is_file()]
-        items = {name: _list_items(config, name) for name in unfinished}
-        tokenizer = obtain_tokenizer(config, items, out) if unfinished else _tokenizer_of_finished(config, out)
-        return {
-            name: _prepare_source(config, name, items[name], tokenizer)
-            if name in items
-            else _finished_source(config, name, tokenizer)
-            for name in config.sources
-        }
+    try:
+        with _only_one(out):
+            return _prepare_all(config, out)
+    except OSError as error:
+        raise _explained(error, out) from error
 
 
-def _prepare_source(config: PrepareConfig, name: str, items: list[WorkItem], tokenizer: Tokenizer) -> Manifest:
-    directory = Path(config.out_dir) / name
+def _prepare_all(config: PrepareConfig, out: Path) -> dict[str, Manifest]:
+    names = list(config.sources)
+    unfinished = [name for name in names if config.overwrite or not (out / name / MANIFEST).is_file()]
+    if unfinished:
+        found = survey(config, unfinished)
+        tokenizer = found.tokenizer or train_tokenizer(config, found.items)
+    else:
+        found, tokenizer = Survey(tokenizer=None), _tokenizer_of_finished(config, out)
+    manifests = {name: _finished_source(config, name, tokenizer) for name in names if name not in unfinished}
+    for name in unfinished if config.overwrite else ():
+        _remove(out / name)
+    for name in unfinished:
+        manifests[name] = _prepare_source(config, name, found, tokenizer)
+    return {name: manifests[name] for name in names}
+
+
+def _prepare_source(config: PrepareConfig, name: str, found: Survey, tokenizer: Tokenizer) -> Manifest:
+    directory, items = Path(config.out_dir) / name, found.items[name]
     request = _request(config, config.sources[name], tokenizer)
-    _open_plan(directory, request, items, tokenizer)
+    open_plan(directory, request, items, tokenizer)
     job = Job(
         directory=str(directory),
         source=name,
@@ -90,7 +96,7 @@ def _prepare_source(config: PrepareConfig, name: str, items: list[WorkItem], tok
         shard_tokens=config.shard_tokens,
         max_skipped=config.max_skipped,
     )
-    results = {item.index: r for item in items if (r := read_result(job.work, item.index)) is not None}
+    results = {item.index: r for item in items if (r := read_result(job, item.index)) is not None}
     if results:
         log.info("%s: going on; %d of %d work items are finished", name, len(results), len(items))
     todo = [item for item in items if item.index not in results]
@@ -99,6 +105,8 @@ def _prepare_source(config: PrepareConfig, name: str, items: list[WorkItem], tok
             results[result.index] = result
             _check_skipped(job, results, final=False)
     _check_skipped(job, results, final=True)
+    if found.inputs[name]:
+        request["origin"]["inputs"] = found.inputs[name]
     return _finish(job, request, tokenizer, [results[item.index] for item in items])
 
 
@@ -137,7 +145,8 @@ def _finish(job: Job, request: dict[str, Any], tokenizer: Tokenizer, results: li
 def _finished_source(config: PrepareConfig, name: str, tokenizer: Tokenizer) -> Manifest:
     directory = Path(config.out_dir) / name
     manifest = read_manifest(directory)
-    _refuse_other(directory, _recorded_request(manifest), _request(config, config.sources[name], tokenizer))
+    refuse_other(directory, _recorded_request(manifest), _request(config, config.sources[name], tokenizer))
+    tell_changed_inputs(directory, config.sources[name], manifest)
     shutil.rmtree(directory / WORK, ignore_errors=True)  # left if a finished preparation was killed at its very end
     log.info("%s: is prepared already in %s; nothing to do", name, directory)
     return manifest
@@ -160,44 +169,8 @@ def _request(config: PrepareConfig, source: SourceConfig, tokenizer: Tokenizer) 
 
 
 def _recorded_request(manifest: Manifest) -> dict[str, Any]:
-    return {key: getattr(manifest, key) for key in ("tokenizer", "add_bos", "add_eos", "split", "origin")}
-
-
-def _open_plan(directory: Path, request: dict[str, Any], items: list[WorkItem], tokenizer: Tokenizer) -> None:
-    """Create the working directory with the plan, or see that the one that is there is the same."""
-    work = directory / WORK
-    plan: dict[str, Any] = {"request": request, "items": [asdict(item) for item in items]}
-    path = work / "plan.json"
-    if path.is_file():
-        try:
-            old = json.loads(path.read_text(encoding="utf-8"))
-            old_request, old_items = old["request"], old["items"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path} is damaged ({error!r}); start again with overwrite=true") from error
-        _refuse_other(directory, old_request, request)
-        if old_items != plan["items"]:
-            raise ConfigError(
-                f"the input of {directory} has changed since its preparation began: "
-                f"{_changed_items(old_items, plan['items'])}. Put it back, or start again with overwrite=true"
-            )
-        for attempt in work.glob("attempt-*"):
-            shutil.rmtree(attempt)
-        return
-    for folder in ("items", "skipped"):
-        (work / folder).mkdir(parents=True, exist_ok=True)
-    for split in SPLITS:
-        (directory / split).mkdir(exist_ok=True)
-    tokenizer.save(work / "tokenizer")
-    write_json(path, plan)
-
-
-def _changed_items(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> str:
-    def files(items: list[dict[str, Any]]) -> set[tuple[str, int]]:
-        return {(str(p.get("file", "dataset")), p.get("size", p.get("of"))) for i in items for p in i["parts"]}
-
-    changed = sorted(files(old) ^ files(new))
-    names = list(dict.fromkeys(name for name, _ in changed))
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    request = {key: getattr(manifest, key) for key in ("tokenizer", "add_bos", "add_eos", "split")}
+    return {**request, "origin": {key: value for key, value in manifest.origin.items() if key != "inputs"}}
 
 
 def _check_skipped(job: Job, results: dict[int, ItemResult], *, final: bool) -> None:
@@ -220,18 +193,11 @@ def _counts(shards: list[ShardInfo]) -> dict[str, Any]:
     }
 
 
-def _list_items(config: PrepareConfig, name: str) -> list[WorkItem]:
-    try:
-        return list_items(config.sources[name], config.item_bytes)
-    except ConfigError as error:
-        raise ConfigError([p.under(f"sources.{name}") for p in error.problems]) from error
-
-
 def _tokenizer_of_finished(config: PrepareConfig, out: Path) -> Tokenizer:
     """The configured tokenizer if its file is there; else the saved one, because nothing will be prepared."""
     path, train = config.tokenizer.path, config.tokenizer.train
-    if path is None or Path(path).exists():
-        return obtain_tokenizer(config, {}, out)
+    if (path is None or Path(path).exists()) and (tokenizer := existing_tokenizer(config)) is not None:
+        return tokenizer
     saved = open_saved_tokenizer(out / next(iter(config.sources)) / "tokenizer")
     vocab_size = train.vocab_size if train else saved.vocab_size
     if (saved.name, saved.vocab_size) != (config.tokenizer.name, vocab_size):
@@ -240,22 +206,6 @@ def _tokenizer_of_finished(config: PrepareConfig, out: Path) -> Tokenizer:
             f"{config.tokenizer.name} of {vocab_size}; choose another out_dir, or replace it with overwrite=true"
         )
     return saved
-
-
-def _refuse_other(directory: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    different = differences(old, new)
-    if different:
-        raise ConfigError(
-            f"{directory} was prepared, or begun, with another configuration:\n"
-            + "\n".join(f"  - {line}" for line in different)
-            + "\nChoose another out_dir, go back to that configuration, or replace it with overwrite=true"
-        )
-
-
-def _refuse_foreign(directory: Path) -> None:
-    known = (directory / MANIFEST).exists() or (directory / WORK).exists()
-    if directory.exists() and not known and (not directory.is_dir() or any(directory.iterdir())):
-        raise ConfigError(f"{directory} exists and is not a preparation; choose another out_dir or name of the source")
 
 
 def _remove(directory: Path) -> None:
@@ -272,12 +222,29 @@ def _remove(directory: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def _explained(error: OSError, out: Path) -> ConfigError | DataError:
+    """What the system refused, as an error of ours: a wrong place is the configuration's, the rest is not."""
+    where = f"{error.filename or out}: {error.strerror or error}"
+    wrong_place = isinstance(error, PermissionError | NotADirectoryError | IsADirectoryError | FileExistsError)
+    if wrong_place or error.errno == errno.EROFS:
+        return ConfigError(f"the preparation in {out} has no access to {where}; choose another place or allow it")
+    return DataError(
+        f"the preparation in {out} cannot go on: {where}. Mend that and run the same command again; "
+        "finished work is kept"
+    )
+
+
 @contextmanager
 def _only_one(out: Path) -> Iterator[None]:
     """Keep a second preparation out of the same directory; the lock ends with the process, however it ends."""
     import fcntl
 
-    with open(out / ".lock", "w") as lock:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = open(out / ".lock", "w")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise ConfigError(f"out_dir: {out} cannot be written ({error.strerror}); choose another place") from error
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -18,11 +19,13 @@ from typing import Any
 
 from topklm.config import build
 from topklm.data.readers import read_item
-from topklm.data.shards import SPLITS, ShardInfo, ShardWriter
+from topklm.data.shards import SPLITS, ShardInfo, ShardWriter, shard_files
 from topklm.data.sources import BadDocument, Document, SourceConfig, WorkItem
 from topklm.data.split import split_of
 from topklm.data.tokenizers import Tokenizer, open_saved_tokenizer
 from topklm.errors import ConfigError, DataError
+
+log = logging.getLogger("topklm.data")
 
 WORK = ".preparing"
 """Directory inside a source's directory that holds the state of an unfinished preparation."""
@@ -62,6 +65,8 @@ class ItemResult:
     """Documents read, good and bad."""
     skipped: dict[str, int]
     """Bad ones by reason."""
+    skipped_bytes: int
+    """Size of the list of the bad ones, `skipped/NNNNN.jsonl`."""
     shards: list[ShardInfo]
 
 
@@ -86,8 +91,7 @@ class ItemWorker:
         try:
             result = self._write(item, attempt)
             for shard in result.shards:
-                for what in ("tokens", "offsets"):
-                    name = f"{shard.split}/{shard.name}.{what}.npy"
+                for name in shard_files(shard, self.job.dtype):
                     os.replace(attempt / name, Path(self.job.directory) / name)
             os.replace(attempt / "skipped.jsonl", skipped_path(self.job.work, item.index))
             write_json(result_path(self.job.work, item.index), asdict(result))
@@ -116,7 +120,13 @@ class ItemWorker:
                     split = split_of(document.text, job.val_fraction, job.split_salt)
                     writers[split].add(ids, len(document.text.encode()))
         shards = [shard for split in SPLITS for shard in writers[split].close()]
-        return ItemResult(index=item.index, seen=seen, skipped=dict(sorted(skipped.items())), shards=shards)
+        return ItemResult(
+            index=item.index,
+            seen=seen,
+            skipped=dict(sorted(skipped.items())),
+            skipped_bytes=(attempt / "skipped.jsonl").stat().st_size,
+            shards=shards,
+        )
 
     def _counted(self, documents: Iterator[Document | BadDocument]) -> Iterator[Document | BadDocument]:
         n = n_bytes = 0
@@ -165,15 +175,27 @@ def skipped_path(work: Path, index: int) -> Path:
     return work / "skipped" / f"{index:05d}.jsonl"
 
 
-def read_result(work: Path, index: int) -> ItemResult | None:
-    """The record of an item, None if it is not finished."""
-    path = result_path(work, index)
+def read_result(job: Job, index: int) -> ItemResult | None:
+    """The record of an item; None if it is not finished, or if a file of it was lost or cut: then it is redone."""
+    path = result_path(job.work, index)
     if not path.is_file():
         return None
     try:
-        return build(ItemResult, json.loads(path.read_text(encoding="utf-8")))
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(record, dict):
+            raise TypeError("not a record")
+        result = build(ItemResult, record)
     except (ValueError, TypeError, ConfigError) as error:
-        raise DataError(f"{path} is damaged ({error}); start again with overwrite=true") from error
+        log.warning("%s is damaged (%s); the work item is done again", path, error)
+        return None
+    sizes = {skipped_path(job.work, index): result.skipped_bytes}
+    for shard in result.shards:
+        sizes |= {Path(job.directory) / name: size for name, size in shard_files(shard, job.dtype).items()}
+    for file, size in sizes.items():
+        if not file.is_file() or file.stat().st_size != size:
+            log.warning("%s is missing or not of its size; the work item is done again", file)
+            return None
+    return result
 
 
 def write_json(path: Path, data: Any) -> None:

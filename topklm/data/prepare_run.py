@@ -12,6 +12,7 @@ from contextlib import closing
 from topklm.data.prepare_item import ItemResult, ItemWorker, Job, start_worker, work_on
 from topklm.data.progress import PrepareProgress
 from topklm.data.sources import WorkItem
+from topklm.data.tokenizers import open_saved_tokenizer
 from topklm.errors import DataError
 
 _POLL_SECONDS = 0.5
@@ -49,6 +50,7 @@ def _here(job: Job, todo: list[WorkItem], progress: PrepareProgress) -> _Results
 
 
 def _pool(job: Job, todo: list[WorkItem], workers: int, progress: PrepareProgress) -> _Results:
+    open_saved_tokenizer(job.work / "tokenizer")  # what a worker cannot open would only be seen as a dead worker
     context = multiprocessing.get_context("spawn")  # fork would copy locks that other threads hold
     counters, stop = context.Array("q", 2), context.Event()
     with ProcessPoolExecutor(workers, context, initializer=start_worker, initargs=(job, counters, stop)) as pool:

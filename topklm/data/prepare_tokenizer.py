@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -23,21 +24,20 @@ from topklm.errors import ConfigError, DataError
 log = logging.getLogger("topklm.data")
 
 
-def obtain_tokenizer(config: PrepareConfig, items: dict[str, list[WorkItem]], out: Path) -> Tokenizer:
-    """The tokenizer of a configuration, trained and written to `tokenizer.path` if it is not there and that is wanted.
+def existing_tokenizer(config: PrepareConfig) -> Tokenizer | None:
+    """The tokenizer of a configuration; None if it is to be trained (see `train_tokenizer`), and its place allows it.
 
-    Raises `ConfigError` if it is not there, does not fit to `tokenizer.train`, or lacks BOS or EOS that are wanted.
+    Raises `ConfigError` if it is neither there nor to be trained, if it does not fit to `tokenizer.train`, or lacks a
+    BOS or EOS that is wanted, or if `tokenizer.path` cannot be written; `DataError` for a broken file.
     """
     name, path, train = config.tokenizer.name, config.tokenizer.path, config.tokenizer.train
     if train is not None and path is not None:
         file, note = Path(path), _note_path(Path(path))
-        settings = _settings(config)
-        replace = config.overwrite and _is_ours(file, note)
-        if not file.exists() or replace:
-            tokenizer: Tokenizer = _train(config, items, file, settings)
-        else:
-            tokenizer = load_tokenizer(name, path)
-            _check_trained(tokenizer, file, note, settings, train.vocab_size)
+        if not file.exists() or (config.overwrite and _is_ours(file, note)):
+            _check_place(file)
+            return None
+        tokenizer = load_tokenizer(name, path)
+        _check_trained(tokenizer, file, note, _settings(config), train.vocab_size)
     else:
         tokenizer = load_tokenizer(name, path)
     for key, token_id in (("add_bos", tokenizer.bos_id), ("add_eos", tokenizer.eos_id)):
@@ -68,8 +68,14 @@ def _settings(config: PrepareConfig) -> dict[str, Any]:
     }
 
 
-def _train(config: PrepareConfig, items: dict[str, list[WorkItem]], file: Path, settings: dict[str, Any]) -> Tokenizer:
+def train_tokenizer(config: PrepareConfig, items: dict[str, list[WorkItem]]) -> Tokenizer:
+    """Train `tokenizer.train` on the training documents of `items` and write it to `tokenizer.path`, with its note.
+
+    Raises `ConfigError` if there is too little text, or if some of the sources are not in `items`.
+    """
     assert config.tokenizer.train is not None
+    assert config.tokenizer.path is not None
+    file = Path(config.tokenizer.path)
     used: dict[str, dict[str, int]] = {}
     missing = [name for name in config.sources if name not in items]
     if missing:
@@ -95,7 +101,7 @@ def _train(config: PrepareConfig, items: dict[str, list[WorkItem]], file: Path, 
     temporary.write_bytes(definition)
     # A model without its own note would pass for one from elsewhere, whenever this is interrupted.
     file.unlink(missing_ok=True)
-    write_json(_note_path(file), {"sha256": hashlib.sha256(definition).hexdigest(), **settings, "used": used})
+    write_json(_note_path(file), {"sha256": hashlib.sha256(definition).hexdigest(), **_settings(config), "used": used})
     os.replace(temporary, file)
     log.info("the tokenizer is %s", file)
     return tokenizer
@@ -129,6 +135,18 @@ def _train_documents(config: PrepareConfig, name: str, items: list[WorkItem]) ->
                 and split_of(document.text, config.val_fraction, config.split_salt) == "train"
             ):
                 yield document.text
+
+
+def _check_place(file: Path) -> None:
+    """Raise `ConfigError` if `file` cannot be written, found by writing beside it; no directory is made yet."""
+    place = next(parent for parent in file.absolute().parents if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"tokenizer.path: {file} cannot be written ({place}: {error.strerror}); choose another place"
+        ) from error
 
 
 def _check_trained(tokenizer: Tokenizer, file: Path, note: Path, settings: dict[str, Any], vocab_size: int) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from topklm.data.sources import BadDocument, Document, SourceConfig, WorkItem, package_directory
+from topklm.data.sources import BadDocument, Document, SourceConfig, WorkItem, file_part, package_directory
 from topklm.errors import ConfigError, DataError
 from topklm.optional import require
 
@@ -38,7 +38,7 @@ def read_item(config: SourceConfig, item: WorkItem, max_document_bytes: int) -> 
             continue
         file = Path(part["file"])
         try:
-            if file.stat().st_size != part["size"]:
+            if any(part[key] != value for key, value in file_part(file).items()):
                 raise DataError(f"{file} has changed since the preparation began; start again with overwrite=true")
             if config.kind == "parquet":
                 yield from _read_parquet(config, part, max_document_bytes)
@@ -199,18 +199,17 @@ def parquet_parts(config: SourceConfig, files: Iterable[Path]) -> Iterator[tuple
         try:
             meta = parquet.read_metadata(file)
             names = meta.schema.to_arrow_schema().names
+            named = file_part(file)
         except (OSError, ValueError) as error:
             raise DataError(f"{file} is not a readable parquet file ({error})") from error
         if not any(field in names for field in config.text_fields):
             raise ConfigError(
                 f"{file} has no column {' or '.join(config.text_fields)}; set text_field to one of {', '.join(names)}"
             )
-        size = file.stat().st_size
         if not meta.num_rows:
             log.warning("%s has no rows", file)
         for group in range(meta.num_row_groups):
-            part = {"file": str(file), "size": size, "row_group": group}
-            yield part, meta.row_group(group).total_byte_size
+            yield {**named, "row_group": group}, meta.row_group(group).total_byte_size
 
 
 def _read_parquet(config: SourceConfig, part: dict[str, Any], limit: int) -> Read:

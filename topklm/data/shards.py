@@ -243,6 +243,15 @@ class ShardWriter:
         self._file, self._offsets, self._n_bytes = None, array("q", [0]), 0
 
 
+def shard_files(shard: ShardInfo, dtype: str) -> dict[str, int]:
+    """The files of a shard, relative to the directory of the source, and their sizes in bytes."""
+    stem = f"{shard.split}/{shard.name}"
+    return {
+        f"{stem}.tokens.npy": _HEADER_BYTES + shard.n_tokens * DTYPES[dtype].itemsize,
+        f"{stem}.offsets.npy": _HEADER_BYTES + (shard.n_documents + 1) * OFFSETS_DTYPE.itemsize,
+    }
+
+
 def file_sha256(path: Path) -> str:
     """Hash (hex) of a file's bytes, read in pieces."""
     with open(path, "rb") as file:

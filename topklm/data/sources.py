@@ -102,6 +102,12 @@ class BadDocument:
     detail: str
 
 
+def file_part(file: Path) -> dict[str, Any]:
+    """What of a work item names a file: path, size and time of modification. Raises `OSError`."""
+    stat = file.stat()
+    return {"file": str(file), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+
+
 def package_directory(package: str) -> Path:
     """Where an installed package lies; it is not imported. Raises `ConfigError` if it is not installed."""
     try:

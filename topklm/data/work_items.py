@@ -14,7 +14,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from topklm.data.readers import hf_shards, parquet_parts
-from topklm.data.sources import SourceConfig, WorkItem, package_directory
+from topklm.data.sources import SourceConfig, WorkItem, file_part, package_directory
 from topklm.errors import ConfigError, DataError, Problem
 
 log = logging.getLogger("topklm.data")
@@ -42,17 +42,32 @@ def list_items(config: SourceConfig, item_bytes: int) -> list[WorkItem]:
     elif config.kind == "jsonl":
         parts = _jsonl_parts(_files(config), item_bytes)
     elif config.kind in ("text", "package"):
-        parts = (({"file": str(file), "size": (n := _size(file))}, n) for file in _files(config))
+        parts = ((part, part["size"]) for part in map(_part, _files(config)))
     else:
         raise ConfigError(list(config.problems()))
     return _pack(parts, item_bytes)
 
 
+def list_inputs(config: SourceConfig) -> dict[str, int]:
+    """Name and size in bytes of each file of a source; nothing for a hub dataset. Names begin at the directory or
+    package. Raises as `list_items`."""
+    if config.kind == "hf":
+        return {}
+    root = _root(config)
+    named = {file.relative_to(root).as_posix() if root.is_dir() else str(file): file for file in _files(config)}
+    return {name: _part(file)["size"] for name, file in named.items()}
+
+
+def _root(config: SourceConfig) -> Path:
+    if config.kind == "package":
+        return package_directory(config.package or "")
+    return Path(config.path or "").expanduser()
+
+
 def _files(config: SourceConfig) -> list[Path]:
     """The files of a source, sorted by path. Raises `ConfigError` if there are none."""
     assert config.kind is not None  # `problems` has seen to it
-    where = config.path or ""
-    root = package_directory(config.package or "") if config.kind == "package" else Path(where).expanduser()
+    where, root = config.path or "", _root(config)
     if config.glob and (root.is_file() or (globbing.has_magic(where) and not root.is_dir())):
         what = "a file" if root.is_file() else "a pattern"
         raise ConfigError([Problem("glob", f"chooses files of a directory, but path {where} is {what}; remove one")])
@@ -81,24 +96,25 @@ def _is_hidden(file: Path, pattern: str) -> bool:
     return (dotted([name]) and not dotted([name_pattern])) or (dotted(folders) and not dotted(folder_patterns))
 
 
-def _size(file: Path) -> int:
+def _part(file: Path) -> dict[str, Any]:
     try:
-        return file.stat().st_size
+        return file_part(file)
     except OSError as error:
         raise DataError(f"{file} cannot be read: {error}") from error
 
 
 def _jsonl_parts(files: list[Path], item_bytes: int) -> Iterator[tuple[dict[str, Any], int]]:
     for file in files:
-        size = _size(file)
+        part = _part(file)
+        size = part["size"]
         if not size:
             log.warning("%s is empty", file)
         if file.suffix in (".gz", ".zst"):
-            yield {"file": str(file), "size": size}, size
+            yield part, size
             continue
         for start in range(0, size, item_bytes):
             end = min(start + item_bytes, size)
-            yield {"file": str(file), "size": size, "start": start, "end": end}, end - start
+            yield {**part, "start": start, "end": end}, end - start
 
 
 def _pack(parts: Iterable[tuple[dict[str, Any], int]], item_bytes: int) -> list[WorkItem]:

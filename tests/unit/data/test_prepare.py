@@ -3,72 +3,25 @@
 from __future__ import annotations
 
 import fcntl
-import gzip
 import hashlib
 import json
 import logging
-import random
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.data.corpus import Killed, documents, interrupt_after, shard_documents, tree, write_jsonl
 from topklm.config import build
 from topklm.data.prepare import prepare
 from topklm.data.prepare_config import PrepareConfig, PrepareTokenizerConfig
-from topklm.data.prepare_item import ItemWorker
-from topklm.data.shards import Manifest, read_manifest
+from topklm.data.shards import read_manifest
 from topklm.data.sources import SourceConfig
 from topklm.data.split import split_of
-from topklm.data.tokenizers import load_tokenizer, open_saved_tokenizer
-from topklm.data.train_tokenizer import TrainTokenizerConfig
+from topklm.data.tokenizers import open_saved_tokenizer
 from topklm.errors import ConfigError, DataError
-
-
-def documents(n: int, seed: int = 0) -> list[str]:
-    words = "the state of union is strong and congress shall pass laws for people in every year"
-    rng = random.Random(seed)
-    return [f"{i}. " + " ".join(rng.choices(words.split(), k=rng.randint(3, 60))) + "\n" for i in range(n)]
-
-
-def write_jsonl(path: Path, texts: list[str]) -> None:
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> PrepareConfig:
-    """200 documents, about ten work items, bytes."""
-    write_jsonl(tmp_path / "docs.jsonl", documents(200))
-    return PrepareConfig(
-        out_dir=str(tmp_path / "out"),
-        sources={"web": SourceConfig(kind="jsonl", path=str(tmp_path / "docs.jsonl"))},
-        tokenizer=PrepareTokenizerConfig(name="bytes"),
-        val_fraction=0.2,
-        item_bytes=4000,
-        max_skipped=0,
-        workers=1,
-    )
-
-
-def shard_documents(directory: Path, manifest: Manifest, split: str) -> list[list[int]]:
-    """Token ids of each document, read with NumPy alone."""
-    found = []
-    for shard in manifest.shards:
-        if shard.split == split:
-            tokens = np.load(directory / split / f"{shard.name}.tokens.npy")
-            offsets = np.load(directory / split / f"{shard.name}.offsets.npy")
-            found += [tokens[a:b].tolist() for a, b in pairwise(offsets)]
-    return found
-
-
-def tree(directory: Path) -> dict[str, str]:
-    """Every file with its hash; lock files left out."""
-    files = [p for p in directory.rglob("*") if p.is_file() and p.name != ".lock"]
-    return {str(p.relative_to(directory)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 @given(text=st.text(), fraction=st.floats(0, 1, exclude_max=True), salt=st.text(max_size=5))
@@ -160,27 +113,6 @@ def test_workers_cannot_be_seen_in_the_result(config: PrepareConfig, tmp_path: P
     parallel = replace(config, out_dir=str(tmp_path / "parallel"), workers=2)
     prepare(parallel)
     assert tree(Path(config.out_dir)) == tree(Path(parallel.out_dir))
-
-
-class Killed(BaseException):
-    pass
-
-
-def interrupt_after(monkeypatch, n_items: int, where: str) -> list[int]:
-    """Let the n-th item fail, before it writes or in the middle; the list gets the items that are begun."""
-    begun: list[int] = []
-    real = getattr(ItemWorker, where)
-
-    def failing(self, item, *args):
-        begun.append(item.index)
-        if len(begun) > n_items:
-            if where == "_write":
-                real(self, item, *args)  # everything is written, nothing renamed
-            raise Killed
-        return real(self, item, *args)
-
-    monkeypatch.setattr(ItemWorker, where, failing)
-    return begun
 
 
 @pytest.mark.parametrize("where", ["__call__", "_write"])
@@ -346,91 +278,6 @@ def test_no_documents(config: PrepareConfig, tmp_path: Path, caplog) -> None:
     write_jsonl(tmp_path / "docs.jsonl", [t for t in documents(9) if split_of(t, 0.2, "topklm") == "train"])
     prepare(replace(config, overwrite=True))
     assert "no document was held out" in caplog.text
-
-
-# Training the tokenizer
-
-
-@pytest.fixture
-def training(config: PrepareConfig, tmp_path: Path) -> PrepareConfig:
-    train = TrainTokenizerConfig(vocab_size=330, character_coverage=1.0)
-    path = str(tmp_path / "made" / "tokenizer.model")
-    return replace(config, tokenizer=PrepareTokenizerConfig(name="sp", path=path, train=train))
-
-
-def test_tokenizer_learns_from_training_documents_only(training: PrepareConfig, tmp_path: Path) -> None:
-    texts = documents(200)
-    # Characters that occur in documents of one split only; with full coverage each one seen becomes a piece.
-    mark = {"train": "ж", "val": "ю"}
-    marked = [text + mark[split_of(text + "жю"[k], 0.2, "topklm")] for text in texts for k in (0, 1)]
-    marked = [text for text in marked if text[-1] == mark[split_of(text, 0.2, "topklm")]]
-    write_jsonl(tmp_path / "docs.jsonl", marked)
-    prepare(training)
-    tokenizer = load_tokenizer("sp", training.tokenizer.path)
-    pieces = {tokenizer.piece(i) for i in range(tokenizer.vocab_size)}
-    assert {text[-1] for text in marked} == {"ж", "ю"}
-    assert "ж" in pieces
-    assert "ю" not in pieces
-
-
-def test_trained_tokenizer_is_reproducible_and_kept(training: PrepareConfig, tmp_path: Path) -> None:
-    manifest = prepare(training)["web"]
-    model = Path(training.tokenizer.path)
-    again = replace(
-        training,
-        out_dir=str(tmp_path / "again"),
-        tokenizer=replace(training.tokenizer, path=str(tmp_path / "again.model")),
-    )
-    assert prepare(again)["web"].fingerprint() == manifest.fingerprint()
-    assert (tmp_path / "again.model").read_bytes() == model.read_bytes()
-    out = Path(training.out_dir) / "web"
-    tokenizer = open_saved_tokenizer(out / "tokenizer")
-    texts = [text for text in documents(200) if split_of(text, 0.2, "topklm") == "train"]
-    assert [tokenizer.decode(ids) for ids in shard_documents(out, manifest, "train")] == texts
-    model.unlink()  # a finished preparation has its own copy
-    assert prepare(training)["web"] == manifest
-
-
-def test_tokenizer_of_other_settings_is_not_taken_in_silence(training: PrepareConfig, tmp_path: Path) -> None:
-    prepare(training)
-    other = replace(training, out_dir=str(tmp_path / "other"), val_fraction=0.3)
-    with pytest.raises(ConfigError, match=r"trained with other settings(.|\n)*val_fraction: was 0.2, is 0.3"):
-        prepare(other)
-    larger = replace(training.tokenizer.train, vocab_size=335)
-    with pytest.raises(ConfigError, match=r"train.vocab_size: was 330, is 335"):
-        prepare(replace(training, tokenizer=replace(training.tokenizer, train=larger)))
-    assert prepare(replace(other, tokenizer=replace(other.tokenizer, train=None)))["web"].tokenizer["vocab_size"] == 330
-    Path(training.tokenizer.path + ".json").unlink()  # now it is one from elsewhere
-    with pytest.raises(ConfigError, match=r"has 330 pieces, tokenizer\.train\.vocab_size is 335"):
-        prepare(replace(training, tokenizer=replace(training.tokenizer, train=larger)))
-
-
-def test_overwrite_trains_again_but_spares_a_model_from_elsewhere(training: PrepareConfig) -> None:
-    prepare(training)
-    model = Path(training.tokenizer.path)
-    larger = replace(training.tokenizer, train=replace(training.tokenizer.train, vocab_size=335))
-    assert prepare(replace(training, tokenizer=larger, overwrite=True))["web"].tokenizer["vocab_size"] == 335
-    Path(f"{model}.json").unlink()
-    kept = model.read_bytes()
-    prepare(replace(training, tokenizer=larger, overwrite=True))
-    assert model.read_bytes() == kept
-
-
-def test_input_that_cannot_be_read_is_not_blamed_on_the_training(training: PrepareConfig, tmp_path: Path) -> None:
-    file = tmp_path / "docs.jsonl.gz"
-    file.write_bytes(gzip.compress("".join(f'{{"text": "{t.strip()}"}}\n' for t in documents(200)).encode())[:-20])
-    source = replace(training.sources["web"], path=str(file))
-    with pytest.raises(DataError, match="cannot be read to its end"):
-        prepare(replace(training, sources={"web": source}))
-
-
-def test_bytes_to_train_on_are_bounded_and_told(training: PrepareConfig, caplog) -> None:
-    train = replace(training.tokenizer.train, max_bytes=4000)
-    with caplog.at_level(logging.INFO):
-        prepare(replace(training, tokenizer=replace(training.tokenizer, train=train)))
-    used = json.loads(Path(training.tokenizer.path + ".json").read_text())["used"]["web"]
-    assert 3000 < used["bytes"] <= 4000
-    assert "limited by tokenizer.train.max_bytes=4,000" in caplog.text
 
 
 def test_wanted_bos_must_exist(config: PrepareConfig, tmp_path: Path) -> None:
