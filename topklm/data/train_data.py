@@ -109,6 +109,7 @@ def open_data(config: DataConfig) -> TrainData:
                 f"{config.seq_len + 1}; use a smaller data.seq_len or more documents"
             )
     problems += _tokenizer_problems(manifests)
+    problems += _split_problems(manifests)
     if not config.sources:
         problems.append("data.sources is empty")
     if problems:
@@ -130,6 +131,42 @@ def _tokenizer_problems(manifests: dict[str, Manifest]) -> list[str]:
         shown = ", ".join(f"{name} {sha[:12]}" for name, sha in hashes.items())
         problems.append(f"the sources have different tokenizers ({shown}); prepare them with one: {PREPARE}")
     return problems
+
+
+def _split_problems(manifests: dict[str, Manifest]) -> list[str]:
+    """Pairs of sources where the training part of one may hold a text that the other holds out.
+
+    Equal texts are on one side only under one rule. With one salt the held-out sets are nested (a larger
+    val_fraction adds to them), so it is the source with the smaller fraction that trains on held-out texts of the
+    other; with different salts it is either. A source that holds nothing out cannot be leaked from.
+    """
+
+    def may_leak(trained: Manifest, held_out: Manifest) -> bool:
+        if not any(shard.split == "val" for shard in held_out.shards):
+            return False
+        a, b = trained.split, held_out.split
+        same_hash = all(a.get(key) == b.get(key) for key in ("rule", "salt"))
+        if (
+            same_hash
+            and isinstance(a.get("val_fraction"), int | float)
+            and isinstance(b.get("val_fraction"), int | float)
+        ):
+            return bool(a["val_fraction"] < b["val_fraction"])
+        return a != b
+
+    pairs = [(a, b) for a in manifests for b in manifests if a != b and may_leak(manifests[a], manifests[b])]
+    if not pairs:
+        return []
+    rules = ", ".join(
+        f"{name}: val_fraction {manifests[name].split.get('val_fraction')}, salt {manifests[name].split.get('salt')!r}"
+        for name in sorted({name for pair in pairs for name in pair})
+    )
+    leaks = "; ".join(f"{a} trains on texts that {b} may hold out" for a, b in pairs[:5])
+    more = f" and {len(pairs) - 5} more" if len(pairs) > 5 else ""
+    return [
+        f"the sources were divided into train and held-out by different rules ({rules}): {leaks}{more}; prepare them "
+        f"with one val_fraction and split_salt: {PREPARE}"
+    ]
 
 
 def _nearest(name: str, root: Path) -> str:

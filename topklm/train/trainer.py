@@ -45,11 +45,11 @@ def train(config: TrainConfig) -> int:
     data = open_data(config.data)
     config = settle(config, vocab_size=data.vocab_size, world_size=world.size)
     world = start(world, config.distributed)
-    try:
-        return Trainer(config, data, world).run()
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    code = Trainer(config, data, world).run()
+    # Not after an error: other ranks may be waiting in a collective, and this would wait with them.
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    return code
 
 
 class Trainer:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from topklm.data import DataConfig, Manifest, ShardWriter, TrainData, open_data, write_manifest
+from topklm.data.split import split_rule
 
 VOCAB = 60_000
 
@@ -32,17 +33,18 @@ def write_source(
     max_tokens: int = 50,
     dtype: str = "uint16",
     sha256: str = "t" * 64,
+    split: tuple[float, str] = (0.1, "salt"),
 ) -> Manifest:
     shards = []
-    for split, texts in (("train", train), ("val", val)):
-        with ShardWriter(root / name, split, "part", dtype, max_tokens) as writer:
+    for part, texts in (("train", train), ("val", val)):
+        with ShardWriter(root / name, part, "part", dtype, max_tokens) as writer:
             for ids in texts:
                 writer.add(ids, n_bytes=3 * len(ids))
         shards += writer.close()
     tokenizer: dict[str, Any] = {"name": "bytes", "sha256": sha256, "vocab_size": VOCAB, "bos_id": None, "eos_id": None}
     manifest = Manifest(
         source=name, dtype=dtype, tokenizer=tokenizer, add_bos=False, add_eos=False,
-        split={"val_fraction": 0.1}, origin={"path": "somewhere"}, counts={}, skipped={}, shards=shards,
+        split=split_rule(*split), origin={"path": "somewhere"}, counts={}, skipped={}, shards=shards,
     )  # fmt: skip
     write_manifest(root / name, manifest)
     return manifest
