@@ -145,13 +145,10 @@ def _split_problems(manifests: dict[str, Manifest]) -> list[str]:
         if not any(shard.split == "val" for shard in held_out.shards):
             return False
         a, b = trained.split, held_out.split
+        share_a, share_b = a.get("val_fraction"), b.get("val_fraction")
         same_hash = all(a.get(key) == b.get(key) for key in ("rule", "salt"))
-        if (
-            same_hash
-            and isinstance(a.get("val_fraction"), int | float)
-            and isinstance(b.get("val_fraction"), int | float)
-        ):
-            return bool(a["val_fraction"] < b["val_fraction"])
+        if same_hash and isinstance(share_a, int | float) and isinstance(share_b, int | float):
+            return share_a < share_b
         return a != b
 
     pairs = [(a, b) for a in manifests for b in manifests if a != b and may_leak(manifests[a], manifests[b])]
