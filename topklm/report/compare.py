@@ -1,4 +1,4 @@
-"""What the runs have come to, side by side, and which dense run a TopK run is measured against."""
+"""What the runs have come to, side by side."""
 
 from __future__ import annotations
 
@@ -6,15 +6,9 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from topklm.report.runs import Line, Run, number
-
-# What leaves the batches and the result as they are, and so may differ between twins.
-INDIFFERENT = {
-    "model": {"loss_chunk", "backend"},
-    "data": {"batch_size", "load_async", "prefetch_size", "pin_memory"},
-}
+from topklm.report.twins import dense_twin, same_recipe, why_no_twin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,30 +62,6 @@ def compare(runs: Sequence[Run]) -> Comparison:
     return Comparison(rows, sorted({context for run in runs for context in run.contexts}), notes)
 
 
-def dense_twin(run: Run, runs: Sequence[Run]) -> Run | None:
-    """The dense run that differs from `run` in nothing but the TopK.
-
-    Among the dense runs with the same model, data and steps it is the only one; where there are several, the only one
-    that has also the same optimiser and seed. None if there is none, or no single one, and for a dense run.
-    """
-    if run.is_dense:
-        return None
-    twins = [other for other in runs if other.is_dense and _essence(other) == _essence(run)]
-    if len(twins) > 1:
-        twins = [other for other in twins if _recipe(other) == _recipe(run)]
-    return twins[0] if len(twins) == 1 else None
-
-
-def _essence(run: Run) -> list[Any]:
-    sections = {name: run.config.get(name) or {} for name in INDIFFERENT}
-    kept = [{k: v for k, v in section.items() if k not in INDIFFERENT[name]} for name, section in sections.items()]
-    return [run.config.get("steps"), *kept]
-
-
-def _recipe(run: Run) -> list[Any]:
-    return [run.config.get("optim"), run.config.get("seed")]
-
-
 def _row(run: Run, runs: Sequence[Run], notes: list[str]) -> Row:
     last: Line = run.validation[-1] if run.validation else {}
     twin = dense_twin(run, runs)
@@ -112,7 +82,7 @@ def _row(run: Run, runs: Sequence[Run], notes: list[str]) -> Row:
         perplexity={context: number(last, f"val/ppl@{context}") for context in run.contexts},
         scored={context: number(last, f"val/tokens@{context}") for context in run.contexts},
         twin=twin.name if twin else None,
-        ratio=_ratios(run, twin, notes),
+        ratio=_ratios(run, runs, twin, notes),
         l0_mean=number(last, "topk/l0_mean"),
         dead=number(last, "topk/dead"),
         health_tokens=number(last, "topk/tokens"),
@@ -134,13 +104,13 @@ def _median(run: Run, key: str) -> float | None:
     return statistics.median(values) if values else None
 
 
-def _ratios(run: Run, twin: Run | None, notes: list[str]) -> dict[int, float | None]:
+def _ratios(run: Run, runs: Sequence[Run], twin: Run | None, notes: list[str]) -> dict[int, float | None]:
     if run.is_dense or not run.validation:
         return {}
     if twin is None:
-        notes.append(f"{run.name} has no dense twin here (one dense run with the same model, data and steps).")
+        notes.append(f"{run.name} has no dense twin here: {why_no_twin(run, runs)}.")
         return {}
-    if _recipe(run) != _recipe(twin):
+    if not same_recipe(run, twin):
         notes.append(f"{run.name} and its dense twin {twin.name} differ in seed or optimiser settings.")
     if not twin.validation:
         return {}

@@ -69,7 +69,7 @@ def panels(
 
 
 def provenance(runs: Sequence[Run]) -> list[str]:
-    """One line a run: directory, steps, training tokens, seed, and the tokens that perplexity was measured on."""
+    """One line a run: directory, steps, training tokens, seed, data, and the tokens that perplexity was measured on."""
     lines = []
     for run in runs:
         last = run.validation[-1] if run.validation else {}
@@ -79,7 +79,9 @@ def provenance(runs: Sequence[Run]) -> list[str]:
         tokens = run.step * run.tokens_per_step
         trained = f" ({tokens:,.0f} tokens)" if tokens == tokens else ""
         validated = f", validated on {', '.join(scored)}" if scored else ""
-        lines.append(f"{run.name}: {run.path}, step {run.step:,}{trained}, seed {run.seeds}{validated}")
+        fingerprint = run.short_hash("data_fingerprint")
+        data = f", data {fingerprint}" if fingerprint else ""
+        lines.append(f"{run.name}: {run.path}, step {run.step:,}{trained}, seed {run.seeds}{data}{validated}")
     return lines
 
 

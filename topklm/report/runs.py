@@ -1,13 +1,14 @@
-"""A run's directory, read: `config.yaml` and `metrics.jsonl`."""
+"""A run's directory, read: `config.yaml`, `metrics.jsonl` and `provenance.json`."""
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,25 @@ from topklm.errors import ConfigError, DataError, Problem, TopklmError
 log = logging.getLogger("topklm.report")
 
 Line = dict[str, Any]
+
+# What is used of a configuration: what it must be, and whether it must be there.
+_USED: dict[str, tuple[type, str, bool]] = {
+    "steps": (int, "a whole number", True),
+    **dict.fromkeys(("model", "data"), (dict, "a section", True)),
+    **dict.fromkeys(("topk", "distributed", "checkpoint"), (dict, "a section", False)),
+    "data.sources": (dict, "a mapping of names to weights", False),
+    "topk.activation": (str, "text", False),
+    **dict.fromkeys(
+        ("topk.k", "topk.n_dense_tail", "topk.anneal_steps", "model.dim", "model.n_layers"),
+        (int, "a whole number", False),
+    ),
+}
+_RECORDED: dict[str, type] = {
+    **dict.fromkeys(("data_fingerprint", "tokenizer_sha256", "device"), str),
+    **dict.fromkeys(("n_parameters", "ranks"), int),
+    "versions": dict,
+    **dict.fromkeys(("versions.topklm", "versions.torch"), str),
+}
 
 
 @dataclass(frozen=True)
@@ -33,13 +53,21 @@ class Run:
     """Lines of `metrics.jsonl` with a training loss, oldest first."""
     validation: list[Line]
     """Lines of `metrics.jsonl` with a validation loss, oldest first."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """`provenance.json`: what decided the run and is not in its configuration. Empty for a run without that file."""
 
     def setting(self, key: str) -> Any:
         """The value of a dotted key of the configuration; None if it or a section above it is missing or null."""
-        node: Any = self.config
-        for part in key.split("."):
-            node = node.get(part) if isinstance(node, dict) else None
-        return node
+        return _at(self.config, key)
+
+    def recorded(self, key: str) -> Any:
+        """The value of a dotted key of `provenance`; None if it is not known."""
+        return _at(self.provenance, key)
+
+    def short_hash(self, key: str) -> str | None:
+        """The first 12 hex digits of a hash in `provenance`; None if it is not known."""
+        value = self.recorded(key)
+        return None if value is None else value[:12]
 
     @property
     def is_dense(self) -> bool:
@@ -55,8 +83,9 @@ class Run:
     def tokens_per_step(self) -> float:
         """Training tokens in one optimizer step; NaN if no training step is logged."""
         for line in reversed(self.training):
-            if line["global_step"] and "optim/total_tokens" in line:
-                return line["optim/total_tokens"] / line["global_step"]
+            tokens = number(line, "optim/total_tokens")
+            if line["global_step"] and tokens is not None and math.isfinite(tokens):
+                return tokens / line["global_step"]
         return float("nan")
 
     @property
@@ -85,8 +114,9 @@ def number(line: Line, key: str) -> float | None:
 def read_run(path: Path) -> Run:
     """Read one run's directory.
 
-    Raises `ConfigError` if the directory or one of its files is missing, `DataError` if a line of `metrics.jsonl` is
-    broken. Only a last line without its line end may be: the run is writing it, or was killed while it did.
+    Raises `ConfigError` if the directory or one of its files is missing, or a setting that is used here is of the wrong
+    kind; `DataError` if `provenance.json` or a line of `metrics.jsonl` is broken. Only a last line without its line end
+    may be: the run is writing it, or was killed while it did.
     """
     if not path.is_dir():
         raise ConfigError(f"there is no directory {path}; give the dump_dir of a run")
@@ -94,13 +124,14 @@ def read_run(path: Path) -> Run:
         if not (path / file).is_file():
             raise ConfigError(f"{path} has no {file}; {advice}")
     lines = _read_lines(path / "metrics.jsonl")
-    config = read_yaml(path / "config.yaml")
+    config = _read_config(path / "config.yaml")
     return Run(
         name=str(config.get("name") or path.resolve().name),
         path=path,
         config=config,
         training=[line for line in lines if "loss/out" in line],
         validation=[line for line in lines if any(key.startswith("val/") for key in line)],
+        provenance=_read_provenance(path / "provenance.json"),
     )
 
 
@@ -133,6 +164,48 @@ def read_runs(paths: Sequence[str | Path]) -> list[Run]:
     if problems:
         raise ConfigError(problems)
     return _with_distinct_names(runs)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    config = read_yaml(path)
+    if not config:
+        raise ConfigError(f"{path} is empty; restore it from the run")
+    problems = []
+    for key, (kind, name, needed) in _USED.items():
+        value = _at(config, key)
+        wrong = needed if value is None else isinstance(value, bool) or not isinstance(value, kind)
+        if wrong and isinstance(_at(config, key.rpartition(".")[0]), dict):  # else the section is to blame
+            problems.append(Problem(key, f"{value!r} is not {name} in {path}; is it the config.yaml of a run?"))
+    sources = _at(config, "data.sources")
+    for name, weight in sources.items() if isinstance(sources, dict) else ():
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight > 0:
+            problems.append(Problem("data.sources", f"{weight!r} is not a weight above 0 for {name} in {path}"))
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def _read_provenance(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON ({error}); restore it, or remove it") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path} holds no object; restore it, or remove it")
+    for key, kind in _RECORDED.items():
+        value = _at(found, key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
+            raise DataError(f"{path}: {key} is {value!r}, not {kind.__name__}; restore the file, or remove it")
+    return found
+
+
+def _at(node: Any, key: str) -> Any:
+    """The value of a dotted key in nested dictionaries (all of it for an empty key); None if there is none."""
+    for part in key.split(".") if key else ():
+        node = node.get(part) if isinstance(node, dict) else None
+    return node
 
 
 def _read_lines(path: Path) -> list[Line]:

@@ -47,6 +47,7 @@ def result_columns(comparison: Comparison) -> list[Column]:
         Column("n_dense_tail", "dense tail", lambda row: row.run.setting("topk.n_dense_tail")),
         Column("dim", "D", lambda row: row.run.setting("model.dim")),
         Column("n_layers", "L", lambda row: row.run.setting("model.n_layers")),
+        Column("parameters_m", "params (M)", lambda row: _millions(row.run), "{:,.2f}"),
         Column("train_loss", "train loss (nats)", lambda row: row.loss, "{:.4f}"),
         Column("train_loss_points", "loss points", lambda row: row.loss_points),
     ]
@@ -80,6 +81,11 @@ def provenance_columns(comparison: Comparison) -> list[Column]:
         Column("alpha", "alpha", lambda row: row.alpha, "{:.3g}"),
         Column("dense_twin", "dense twin", lambda row: row.twin),
         Column("seed", "seed", lambda row: row.run.seeds),
+        Column("data_fingerprint", "data", lambda row: row.run.short_hash("data_fingerprint")),
+        Column("tokenizer", "tokenizer", lambda row: row.run.short_hash("tokenizer_sha256")),
+        Column("device", "device", lambda row: row.run.recorded("device")),
+        Column("ranks", "ranks", lambda row: row.run.recorded("ranks")),
+        Column("torch", "torch", lambda row: row.run.recorded("versions.torch")),
     ]
 
 
@@ -134,6 +140,11 @@ def rich_tables(comparison: Comparison) -> Group:
 
 def _kind(run: Run) -> str:
     return "dense" if run.is_dense else "topk"
+
+
+def _millions(run: Run) -> float | None:
+    n = run.recorded("n_parameters")
+    return None if n is None else n / 1e6
 
 
 def _of(field: str, context: int) -> Callable[[Row], Any]:

@@ -13,6 +13,10 @@ BASE = {
     "model": {"dim": 16, "n_layers": 4, "seed": 42, "loss_chunk": 1024},
     "optim": {"lr": 1e-3},
 }
+PROVENANCE = {
+    "data_fingerprint": "d" * 64, "tokenizer_sha256": "e" * 64, "n_parameters": 123_456_789, "device": "NVIDIA H200",
+    "ranks": 8, "versions": {"topklm": "0.1.0", "torch": "2.11.0"},
+}  # fmt: skip
 TOPK = {"activation": "topk", "k": 3, "n_dense_tail": 1, "anneal_ratio": 0.5, "anneal_steps": 50}
 
 
@@ -22,11 +26,15 @@ class RunMaker:
     def __init__(self, root: Path):
         self.root = root
 
-    def __call__(self, name, *, topk=None, ppl=100.0, until=100, validate=True, config=None, **overrides) -> Path:
+    def __call__(
+        self, name, *, topk=None, ppl=100.0, until=100, validate=True, config=None, provenance=None, **overrides
+    ) -> Path:
         path = self.root / name
         path.mkdir()
         settings = {**BASE, "name": name, "topk": topk, **(config or {})}
         (path / "config.yaml").write_text(yaml.safe_dump(settings))
+        if provenance is not None:
+            (path / "provenance.json").write_text(json.dumps(provenance))
         lines = []
         for i, step in enumerate(range(5, until + 1, 5)):
             alpha = {"topk/alpha": max(0.0, 1 - (step - 1) / 50)} if topk else {}

@@ -8,10 +8,10 @@ import math
 import pytest
 from rich.console import Console
 
-from tests.unit.report.conftest import BASE, TOPK
+from tests.unit.report.conftest import BASE, PROVENANCE, TOPK
 from topklm.report import compare, read_run, read_runs
-from topklm.report.compare import dense_twin
 from topklm.report.tables import csv_text, markdown, rich_tables
+from topklm.report.twins import dense_twin
 
 
 def rows_of(*paths):
@@ -32,15 +32,81 @@ def test_known_numbers(twins):
     assert dense.dead is None
 
 
-def test_every_different_setting_that_matters_undoes_a_twin(make_run):
-    sparse = read_run(make_run("sparse", topk=TOPK))
-    for i, config in enumerate([{"steps": 200}, {"model": {**BASE["model"], "dim": 32}},
-                                {"data": {**BASE["data"], "seq_len": 64}}]):  # fmt: skip
-        assert dense_twin(sparse, [sparse, read_run(make_run(f"other{i}", config=config))]) is None
-    same = {"model": {**BASE["model"], "loss_chunk": 8}, "data": {**BASE["data"], "batch_size": 1}}
-    twin = read_run(make_run("twin", config=same))
-    assert dense_twin(sparse, [sparse, twin]) is twin
-    assert dense_twin(twin, [sparse, twin]) is None
+MODEL, DATA = BASE["model"], BASE["data"]
+
+
+@pytest.mark.parametrize(
+    ("key", "config"),
+    [
+        ("steps", {"steps": 200}),
+        ("model.dim", {"model": {**MODEL, "dim": 32}}),
+        ("data.seq_len", {"data": {**DATA, "seq_len": 64}}),
+        ("data.root_dir", {"data": {**DATA, "root_dir": "other/data"}}),
+        ("data.root_dir", {"data": {**DATA, "root_dir": "/elsewhere/other"}}),
+        ("data.sources", {"data": {**DATA, "sources": {"a": 1.0, "b": 1.0}}}),
+        ("distributed.model_dtype", {"distributed": {"model_dtype": "fp16"}}),
+        ("checkpoint.init_ckpt_path", {"checkpoint": {"init_ckpt_path": "some/checkpoint"}}),
+    ],
+)
+def test_every_different_setting_that_matters_undoes_a_twin_and_is_named(make_run, key, config):
+    same = {"distributed": {"model_dtype": "bf16", "compile": True}}
+    sparse = read_run(make_run("sparse", topk=TOPK, config=same))
+    dense = read_run(make_run("dense", config={**same, **config}))
+    assert dense_twin(sparse, [sparse, dense]) is None
+    (note,) = [note for note in compare([dense, sparse]).notes if "no dense twin" in note]
+    assert f"dense differs in {key}." in note
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model": {**MODEL, "loss_chunk": 8, "max_seqlen": 2048}},
+        {"data": {**DATA, "batch_size": 1, "verify": True, "load_async": False, "prefetch_size": 1}},
+        {"data": {**DATA, "root_dir": "./data"}},
+        {"data": {**DATA, "root_dir": "/somewhere/data"}},
+        {"data": {**DATA, "sources": {"a": 7}}},
+        {"distributed": {"compile": True}, "checkpoint": {"init_ckpt_path": None}},
+    ],
+)
+def test_what_changes_neither_batches_nor_results_leaves_twins(make_run, config):
+    sparse, dense = read_run(make_run("sparse", topk=TOPK)), read_run(make_run("dense", config=config))
+    assert dense_twin(sparse, [sparse, dense]) is dense
+    assert dense_twin(dense, [sparse, dense]) is None
+
+
+def test_the_data_themselves_decide_where_they_are_known(make_run):
+    moved = {"data": {**DATA, "root_dir": "/another/place"}}
+    sparse = read_run(make_run("sparse", topk=TOPK, provenance=PROVENANCE))
+    dense = read_run(make_run("dense", config=moved, provenance=PROVENANCE))
+    other = read_run(make_run("other", provenance={**PROVENANCE, "data_fingerprint": "f" * 64}))
+    unknown = read_run(make_run("unknown"))
+    assert dense_twin(sparse, [sparse, dense, other]) is dense
+    assert dense_twin(sparse, [sparse, unknown]) is unknown
+    (note,) = compare([sparse, other]).notes
+    assert "other differs in data fingerprint" in note
+
+
+def test_a_missing_twin_is_explained(make_run):
+    sparse, dense = read_run(make_run("sparse", topk=TOPK)), read_run(make_run("dense"))
+    (note,) = compare([sparse]).notes
+    assert "no dense run" in note
+    (note,) = compare([sparse, dense, read_run(make_run("again"))]).notes
+    assert "dense, again fit equally" in note
+    far = {"steps": 200, "model": {**MODEL, "dim": 1, "n_layers": 1, "seed": 1}, "data": {**DATA, "seq_len": 1}}
+    notes = compare([sparse, read_run(make_run("far", config=far))]).notes
+    assert any(note.endswith("far differs in steps, model.dim, model.n_layers and 2 more.") for note in notes)
+
+
+def test_what_a_run_recorded_of_itself_is_shown(make_run):
+    comparison = compare([read_run(make_run("new", provenance=PROVENANCE)), read_run(make_run("old"))])
+    new, old = csv.DictReader(io.StringIO(csv_text(comparison)))
+    assert float(new["parameters_m"]) == 123.456789
+    assert (new["data_fingerprint"], new["tokenizer"]) == ("d" * 12, "e" * 12)
+    assert (new["device"], new["ranks"], new["torch"]) == ("NVIDIA H200", "8", "2.11.0")
+    assert {old[key] for key in ("parameters_m", "data_fingerprint", "tokenizer", "device", "ranks", "torch")} == {""}
+    page = markdown(comparison)
+    for part in ("123.46", "d" * 12, "NVIDIA H200", "2.11.0", "| - | - |"):
+        assert part in page
 
 
 def test_of_several_dense_runs_only_one_of_the_same_recipe_is_the_twin(make_run):

@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from tests.unit.report.conftest import TOPK
+from tests.unit.report.conftest import PROVENANCE, TOPK
 from topklm.errors import ConfigError
 from topklm.report import compare, read_run, read_runs, write_report
 from topklm.report.curves import annealed_until, health_curves, smooth, training_curves
@@ -81,6 +81,13 @@ def test_files_say_where_they_come_from_and_are_not_blank(twins, tmp_path):
         assert imread(out / f"{stem}.png").std() > 0.02
         assert ElementTree.parse(out / f"{stem}.svg").getroot().tag.endswith("svg")
         assert str(path) in (out / f"{stem}.svg").read_text()
+
+
+def test_figures_name_their_data(make_run):
+    runs = [read_run(make_run("new", provenance=PROVENANCE)), read_run(make_run("old"))]
+    new, old = training_curves(runs)[1].splitlines()
+    assert "seed 42, data dddddddddddd," in new
+    assert "data" not in old.split("seed 42")[1]
 
 
 def test_nothing_in_a_figure_runs_over_its_edge(make_run):

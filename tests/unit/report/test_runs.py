@@ -3,7 +3,9 @@
 import logging
 
 import pytest
+import yaml
 
+from tests.unit.report.conftest import BASE, PROVENANCE
 from topklm.errors import ConfigError, DataError
 from topklm.report import read_run, read_runs
 from topklm.report.runs import number
@@ -71,3 +73,69 @@ def test_every_problem_at_once(make_run, twins, tmp_path):
 def test_runs_of_one_name_are_called_by_their_directory(make_run):
     paths = [make_run("a", config={"name": "same"}), make_run("b", config={"name": "same"}), make_run("c")]
     assert [run.name for run in read_runs(paths)] == [str(paths[0]), str(paths[1]), "c"]
+
+
+def settings(**changes):
+    """Dotted keys (with __ for .) to a configuration."""
+    config = {key: dict(value) if isinstance(value, dict) else value for key, value in BASE.items()}
+    for key, value in changes.items():
+        *sections, leaf = key.split("__")
+        node = config
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[leaf] = value
+    return config
+
+
+@pytest.mark.parametrize(
+    ("key", "config"),
+    [
+        ("steps", settings(steps="abc")),
+        ("steps", settings(steps=None)),
+        ("steps", settings(steps=True)),
+        ("model", settings(model=None)),
+        ("model.dim", settings(model__dim="wide")),
+        ("data.sources", settings(data__sources=["a"])),
+        ("data.sources", settings(data__sources={"a": "much"})),
+        ("data.sources", settings(data__sources={"a": 0})),
+        ("topk", settings(topk=False)),
+        ("topk.anneal_steps", settings(topk__anneal_steps="x")),
+        ("topk.k", settings(topk__k="x")),
+    ],
+)
+def test_a_setting_of_the_wrong_kind_is_named(make_run, key, config):
+    path = make_run("wrong")
+    (path / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(ConfigError) as caught:
+        read_run(path)
+    assert [problem.key for problem in caught.value.problems] == [key]
+    assert "config.yaml" in str(caught.value)
+
+
+def test_an_empty_configuration_is_no_dense_run(make_run):
+    path = make_run("empty")
+    (path / "config.yaml").write_text("")
+    with pytest.raises(ConfigError, match=r"config\.yaml is empty"):
+        read_run(path)
+
+
+def test_total_tokens_that_are_null_are_passed_over(make_run):
+    path = make_run("a")
+    append(path, '{"global_step": 105, "loss/out": 7.0, "optim/total_tokens": null}\n')
+    assert read_run(path).tokens_per_step == 128
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"n_parameters": "many"}', '{"versions": 7}', '{"versions": {"torch": 2}}', '{"device": 0}']
+)
+def test_broken_provenance_is_named(make_run, text):
+    path = make_run("a")
+    (path / "provenance.json").write_text(text)
+    with pytest.raises(DataError, match=r"provenance\.json"):
+        read_run(path)
+
+
+def test_provenance_is_read_where_there_is_one(make_run):
+    run = read_run(make_run("new", provenance=PROVENANCE))
+    assert (run.recorded("n_parameters"), run.recorded("versions.torch")) == (123_456_789, "2.11.0")
+    assert read_run(make_run("old")).recorded("versions.torch") is None
