@@ -7,6 +7,9 @@ if asked for. Run the same command again after an interruption: it goes on where
 
 from __future__ import annotations
 
+if __package__ != "apps":
+    raise SystemExit("start it from the repository's root: python -m apps.prepare config=FILE")
+
 from pathlib import Path
 
 from apps._program import run

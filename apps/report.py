@@ -6,6 +6,9 @@ as Markdown and CSV, with figures of training and of the TopK's health as PNG an
 
 from __future__ import annotations
 
+if __package__ != "apps":
+    raise SystemExit("start it from the repository's root: python -m apps.report config=FILE")
+
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path

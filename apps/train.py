@@ -8,6 +8,9 @@ dense twin. Exit codes: 0 done, 2 wrong configuration, 3 data, 4 loss or gradien
 75 stopped by SIGTERM, SIGUSR1 or SIGUSR2 after saving.
 """
 
+if __package__ != "apps":
+    raise SystemExit("start it from the repository's root: python -m apps.train config=FILE")
+
 from apps._program import run
 from topklm.train import TrainConfig, train
 

@@ -133,11 +133,40 @@ def test_new_runs_start_from_given_weights(tiny, whole, tmp_path):
             "topk={k: 8, n_dense_tail: 1, anneal_ratio: 0}", "steps=2")  # fmt: skip
     assert metrics(tmp_path / "tuned")[1] < metrics(whole)[3]
     run_app("apps.train", *tiny, f"dump_dir={tmp_path / 'on'}", f"checkpoint.init_ckpt_path={whole}",
-            "checkpoint.continue_training_from_init=true", "steps=26", "topk.anneal_steps=12")  # fmt: skip
-    assert list(metrics(tmp_path / "on")) == [25, 26]
+            "checkpoint.continue_training_from_init=true", "steps=60")  # fmt: skip
+    assert list(metrics(tmp_path / "on")) == list(range(25, 61))
+    assert set(metrics(tmp_path / "on", "topk/alpha").values()) == {0}  # a longer run does not anneal again
+    assert metrics(tmp_path / "on", "optim/total_tokens")[25] == 25 * 8 * 32
+    done = run_app("apps.train", *tiny, f"dump_dir={tmp_path / 'less'}", f"checkpoint.init_ckpt_path={whole}",
+                   "model.n_layers=3", check=5)  # fmt: skip
+    assert "parameters differ: layers.3.attention" in done.stderr
 
 
 def test_help_names_every_key():
     text = run_app("apps.train", "--help").stdout
     for key in ("topk.anneal_form", "data.global_batch_size", "distributed.dp_shard", "optim.lr_min_ratio"):
         assert key in text
+
+
+def test_two_processes_do_not_write_one_run(tiny, tmp_path):
+    process = start_app("apps.train", *tiny, f"dump_dir={tmp_path / 'one'}", "steps=2000", "checkpoint.dump.every=0")
+    wait_for_step(tmp_path / "one", 3, process)
+    done = run_app("apps.train", *tiny, f"dump_dir={tmp_path / 'one'}", check=2)
+    assert "in use by another process" in done.stderr
+    kill(process)
+
+
+def test_places_that_cannot_be_written_and_missing_packages_are_told_before_training(tiny, tmp_path):
+    (tmp_path / "file").touch()
+    done = run_app("apps.train", *tiny, f"dump_dir={tmp_path / 'file' / 'run'}", "logging.wandb={project: p}",
+                   env={"PYTHONPATH": str(_without_wandb(tmp_path))}, check=2)  # fmt: skip
+    assert "cannot be written" in done.stderr
+    assert "topklm[wandb]" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def _without_wandb(tmp_path):
+    """A directory on the path in which wandb cannot be imported, whether it is installed or not."""
+    (tmp_path / "hidden").mkdir()
+    (tmp_path / "hidden" / "wandb.py").write_text("raise ImportError('not here')")
+    return tmp_path / "hidden"

@@ -17,6 +17,10 @@ class SaveEvery:
     keep: int = 0
     """Keep only the newest so many checkpoints of this schedule; 0 or below: all."""
 
+    def includes(self, step: int) -> bool:
+        """Whether `step` is one of this schedule."""
+        return self.every > 0 and step % self.every == 0
+
     def problems(self) -> Iterator[Problem]:
         if self.every < 0:
             yield Problem("every", f"{self.every} is negative; 0 means never")
@@ -44,9 +48,14 @@ class CheckpointConfig:
         if self.continue_training_from_init and self.init_ckpt_path is None:
             yield Problem("continue_training_from_init", "needs init_ckpt_path")
 
-    def kind_of(self, step: int) -> str | None:
-        """The schedule that saves at `step`: eval outlives dump where both do."""
-        for name, schedule in (("eval", self.eval), ("dump", self.dump)):
-            if schedule.every > 0 and step % schedule.every == 0:
-                return name
-        return None
+    def saves_at(self, step: int) -> bool:
+        """Whether a schedule saves at `step`."""
+        return any(schedule.includes(step) for schedule in (self.dump, self.eval))
+
+    def retired(self, steps: list[int]) -> list[int]:
+        """Of the saved `steps` (ascending), those that no schedule keeps. Others than the schedules' stay."""
+        kept: set[int] = set()
+        for schedule in (self.dump, self.eval):
+            of_schedule = [step for step in steps if schedule.includes(step)]
+            kept.update(of_schedule[-schedule.keep :] if schedule.keep > 0 else of_schedule)
+        return [step for step in steps if self.saves_at(step) and step not in kept]

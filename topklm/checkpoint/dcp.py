@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
@@ -27,12 +28,36 @@ def async_save(state: dict[str, Any], path: Path, group: dist.ProcessGroup | Non
 
 
 def load(state: dict[str, Any], path: Path, group: dist.ProcessGroup | None = None) -> None:
-    """Fill the tensors of `state` in place from `path`, written by any number of ranks. Raises `CheckpointError`."""
+    """Fill the tensors of `state` in place from `path`, written by any number of ranks.
+
+    Raises `CheckpointError` if names or shapes of `state["model"]` are not those of the checkpoint.
+    """
+    _check_weights(state["model"], path)
     try:
         with _quiet():
             dcp.load(state, checkpoint_id=path, process_group=group, no_dist=group is None)
     except (RuntimeError, ValueError, KeyError, dcp.CheckpointException) as error:
         raise CheckpointError(f"{path} does not fit this model: {error}") from error
+
+
+def _check_weights(weights: dict[str, torch.Tensor], path: Path) -> None:
+    """Loading takes what it is asked for: a shallower model would get a part of a deeper one without a word."""
+    try:
+        stored = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+    except Exception as error:  # a damaged pickle can raise anything
+        raise CheckpointError(f"the metadata of {path} cannot be read: {error}") from error
+    shapes = {
+        k.removeprefix("model."): tuple(getattr(v, "size", ())) for k, v in stored.items() if k.startswith("model.")
+    }
+    shapes.pop("output.tied_module.weight", None)  # Lingua repeats a tied embedding
+    wanted = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    differ = sorted(name for name in shapes.keys() | wanted.keys() if shapes.get(name) != wanted.get(name))
+    if differ:
+        shown = "; ".join(
+            f"{name}: {shapes.get(name, 'not')} in the checkpoint, {wanted.get(name, 'not')} in the model"
+            for name in differ[:4]
+        )
+        raise CheckpointError(f"{path} does not fit this model, {len(differ)} parameters differ: {shown}")
 
 
 @contextmanager

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 FILES = "files.json"
 REQUIRED = (".metadata", "params.json", "train_state_00000.json")
@@ -17,9 +19,12 @@ def digest(path: Path) -> dict[str, int | str]:
         return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def write_files_json(directory: Path, digests: dict[str, dict[str, int | str]]) -> None:
-    """Record `digests` (by name relative to the directory): the last file of a checkpoint to be written."""
-    (directory / FILES).write_text(json.dumps(digests, indent=1, sort_keys=True))
+def write_json(path: Path, content: Any) -> None:
+    """Write and make durable: the rename of a checkpoint must not become visible before its contents."""
+    with path.open("w") as file:
+        json.dump(content, file, indent=1, sort_keys=True)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def checkpoint_hash(directory: Path) -> str:

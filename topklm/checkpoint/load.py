@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,10 @@ def read_weights(checkpoint: Path, like: torch.nn.Module) -> tuple[dict[str, Ten
     `{"model": ...}` or a bare state dict.
     """
     if checkpoint.is_file():
-        content = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
+        try:
+            content = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
+        except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+            raise CheckpointError(f"{checkpoint} cannot be read as a consolidated checkpoint: {error}") from error
         if not isinstance(content, dict):
             raise CheckpointError(f"{checkpoint} holds no state dict")
         return content.get("model", content), content.get("step") if "model" in content else None

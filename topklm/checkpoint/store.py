@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 
 from topklm.checkpoint import dcp
 from topklm.checkpoint.config import CheckpointConfig
-from topklm.checkpoint.integrity import defects, digest, write_files_json
+from topklm.checkpoint.integrity import FILES, defects, digest, write_json
 from topklm.errors import CheckpointError
 
 log = logging.getLogger("topklm.checkpoint")
@@ -103,10 +103,10 @@ class CheckpointStore:
         part = self.directory / f"{step:010d}.tmp"
         if self.rank == 0:
             part.mkdir(parents=True, exist_ok=True)
-            (part / "params.json").write_text(json.dumps(params, indent=1))
+            write_json(part / "params.json", params)
             shutil.copytree(tokenizer_dir, part / "tokenizer", dirs_exist_ok=True)
         self._barrier()
-        (part / f"train_state_{self.rank:05d}.json").write_text(json.dumps(train_state))
+        write_json(part / f"train_state_{self.rank:05d}.json", train_state)
         model_state, optim_state = get_state_dict(model, optimizer)
         state = {"model": model_state, "optim": optim_state}
         if not self.config.async_save:
@@ -126,19 +126,15 @@ class CheckpointStore:
             failure, self._failure = self._failure, None
             raise CheckpointError(f"saving in the background failed: {failure}") from failure
 
-    def restore(self, path: Path, model: nn.Module, optimizer: Optimizer | None) -> dict[str, Any]:
-        """Load weights (and optimizer state) in place, for any number of ranks; returns a rank's train state.
+    def restore(self, path: Path, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+        """Load weights and optimizer state in place, for any number of ranks; returns a rank's train state.
 
         The train state is this rank's own, or rank 0's if the checkpoint was written by fewer ranks.
         """
-        if optimizer is None:
-            state: dict[str, Any] = {"model": model.state_dict()}
-        else:
-            model_state, optim_state = get_state_dict(model, optimizer)
-            state = {"model": model_state, "optim": optim_state}
+        model_state, optim_state = get_state_dict(model, optimizer)
+        state: dict[str, Any] = {"model": model_state, "optim": optim_state}
         dcp.load(state, path, self.group)
-        if optimizer is not None:
-            set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optim"])
+        set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optim"])
         own = path / f"train_state_{self.rank:05d}.json"
         return json.loads((own if own.exists() else path / "train_state_00000.json").read_text())
 
@@ -160,7 +156,7 @@ class CheckpointStore:
             ]
         digests = self._gather({str(p.relative_to(part)): digest(p) for p in mine})
         if self.rank == 0:
-            write_files_json(part, digests)
+            write_json(part / FILES, digests)
             _sync_directory(part)
             if final.exists():  # a broken checkpoint that was passed over when resuming
                 os.replace(final, _free_name(final))
@@ -172,16 +168,14 @@ class CheckpointStore:
 
     def _retire(self, newest: int) -> None:
         """Remove what the retention rules no longer keep; never the checkpoint just written."""
-        for kind in ("dump", "eval"):
-            keep = getattr(self.config, kind).keep
-            steps = [p for p in list_checkpoints(self.directory) if self.config.kind_of(step_of(p)) == kind]
-            for path in steps[:-keep] if keep > 0 else []:
-                if step_of(path) != newest:
-                    # Renamed first: a process killed while removing leaves a .tmp, not half a checkpoint.
-                    doomed = path.with_suffix(".tmp")
-                    os.replace(path, doomed)
-                    shutil.rmtree(doomed)
-                    log.info("retired %s", path)
+        by_step = {step_of(path): path for path in list_checkpoints(self.directory)}
+        for step in self.config.retired(list(by_step)):
+            if step != newest:
+                # Renamed first: a process killed while removing leaves a .tmp, not half a checkpoint.
+                doomed = by_step[step].with_suffix(".tmp")
+                os.replace(by_step[step], doomed)
+                shutil.rmtree(doomed)
+                log.info("retired %s", by_step[step])
 
     def _barrier(self) -> None:
         if self.group is not None:

@@ -37,7 +37,8 @@ def load_config(schema: type[T], args: Sequence[str]) -> T:
     try:
         data: Any = OmegaConf.to_container(OmegaConf.create(tree), resolve=True)
     except OmegaConfBaseException as error:
-        raise ConfigError([*problems, Problem("", f"an interpolation cannot be resolved: {error}")]) from error
+        problems.append(Problem("", f"an interpolation cannot be resolved: {error}"))
+        data = OmegaConf.to_container(OmegaConf.create(tree))
     unused: list[Problem] = []
     try:
         config = build(schema, data, unused=unused)
@@ -85,15 +86,18 @@ def _read_one(path: Path) -> dict[str, Any]:
 
 
 def save_config(config: Any, path: Path) -> None:
-    """Write a configuration (a dataclass or a dictionary) as YAML."""
-    OmegaConf.save(OmegaConf.create(config if isinstance(config, dict) else to_dict(config)), path)
+    """Write a configuration (a dataclass or a dictionary) as YAML, whole or not at all."""
+    part = path.with_suffix(".tmp")
+    OmegaConf.save(OmegaConf.create(config if isinstance(config, dict) else to_dict(config)), part)
+    part.replace(path)
 
 
 def _apply(data: dict[str, Any], arg: str) -> list[Problem]:
     """Set one `a.b=value` in `data`, or say why not."""
     key, eq, text = arg.partition("=")
     if not eq or not key:
-        return [Problem(arg, "is not of the form key=value")]
+        hint = f"; did you mean config={arg}?" if arg.endswith((".yaml", ".yml")) else ""
+        return [Problem(arg, f"is not of the form key=value{hint}")]
     try:
         parsed: Any = OmegaConf.to_container(OmegaConf.create(f"value: {text}"))
         value = parsed["value"] if text else ""

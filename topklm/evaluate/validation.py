@@ -51,6 +51,8 @@ def validate(
         if world_size > 1:
             health.all_reduce()
         figures |= health.summary()
+        # The training line of the same step has the alpha of the step that was made, this is the one after it.
+        figures["val/alpha"] = figures.pop("topk/alpha")
     model.train(was_training)
     return figures
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from topklm.errors import Problem
 
@@ -12,10 +12,6 @@ from topklm.errors import Problem
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """A Llama transformer. Defaults are Meta Lingua's unless said otherwise."""
-
-    unused_keys: ClassVar[dict[str, str]] = {
-        "sliding_window": "there is no sliding-window attention here; attention is causal over the whole sequence",
-    }
 
     dim: int = 512
     """D, the width of the residual stream; in a TopK LM the number of neurons of each layer."""
@@ -50,6 +46,8 @@ class ModelConfig:
     """V; training takes it from the prepared data's tokenizer if it is -1."""
     weight_tying: bool = False
     """Whether the head is the embedding matrix."""
+    sliding_window: int | None = None
+    """Only null: attention is causal over the whole sequence."""
     document_mask: bool = False
     """Whether attention stays inside a document when several are packed into one sequence. Not in Lingua."""
     loss_chunk: int = 1024
@@ -65,6 +63,10 @@ class ModelConfig:
                 yield Problem(name, f"{value} must be above 0 (or null)")
         if self.vocab_size != -1 and self.vocab_size < 1:
             yield Problem("vocab_size", f"{self.vocab_size} must be at least 1, or -1 for the tokenizer's")
+        if self.sliding_window is not None:
+            yield Problem("sliding_window", f"{self.sliding_window}: there is no sliding-window attention, only null")
+        if not -(2**62) < self.seed < 2**62:
+            yield Problem("seed", f"{self.seed} is too large")
         if self.norm_eps < 0 or self.rope_theta <= 0:
             yield Problem("norm_eps" if self.norm_eps < 0 else "rope_theta", "must be positive")
         if self.ffn_dim is not None and self.ffn_dim_multiplier is not None:

@@ -1,7 +1,7 @@
 """Initial weights by Meta Lingua's rules, each parameter from (seed, its name).
 
-The values depend neither on the world size nor on the order of construction, and a dense model and its TopK twin
-start from the same weights.
+On one kind of device (a CPU and a GPU draw other numbers) the values depend neither on the world size nor on the order
+of construction, and a dense model and its TopK twin start from the same weights.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ def _row(run: Run, runs: Sequence[Run], notes: list[str]) -> Row:
     planned = run.config.get("steps")
     if planned is not None and run.step < planned:
         notes.append(f"{run.name} has done {run.step} of {planned} steps.")
-    alpha = number(last, "topk/alpha")
+    alpha = number(last, "val/alpha")
     if alpha:
         notes.append(f"{run.name} is still annealing (alpha {alpha:.3g}): not yet the perplexity of a TopK model.")
     return Row(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from topklm.checkpoint import CheckpointConfig
@@ -61,7 +62,14 @@ class TrainConfig:
     eval: EvalConfig | None = None
     """Validation during training; null: none."""
 
+    @property
+    def checkpoint_dir(self) -> Path:
+        """Where the run's checkpoints are."""
+        return Path(self.checkpoint.path or Path(self.dump_dir) / "checkpoints")
+
     def problems(self) -> Iterator[Problem]:
+        if not -(2**31) < self.seed < 2**31:
+            yield Problem("seed", f"{self.seed} does not fit 32 bits")
         if not self.dump_dir:
             yield Problem("dump_dir", "is missing: the directory of this run")
         for name in ("steps", "grad_acc_steps", "max_nonfinite"):

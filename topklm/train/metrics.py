@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import secrets
 import sys
 import time
 from collections.abc import Iterator
@@ -136,7 +137,7 @@ def _open_wandb(config: WandbConfig, dump_dir: Path, name: str, run_config: dict
     wandb = require("wandb", "topklm[wandb]")
     stored = dump_dir / "wandb_id"
     if config.id is None and not stored.exists():
-        stored.write_text(wandb.util.generate_id())
+        stored.write_text(secrets.token_hex(4))
     return wandb.init(
         project=config.project, entity=config.entity, group=config.group, name=config.name or name,
         id=config.id or stored.read_text(), resume="allow", tags=config.tags, notes=config.notes, mode=config.mode,

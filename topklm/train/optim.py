@@ -47,14 +47,19 @@ class OptimConfig:
     """Exponent of inv_sqrt."""
 
     def problems(self) -> Iterator[Problem]:
-        for name in ("lr", "epsilon", "clip", "cycle_length"):
-            if not getattr(self, name) > 0:
-                yield Problem(name, f"{getattr(self, name)} must be above 0")
-        for name in ("beta1", "beta2", "lr_min_ratio", "decay_fraction"):
+        for name in ("lr", "epsilon", "clip", "cycle_length", "cosine_theta", "exp_factor"):
+            if not 0 < getattr(self, name) < math.inf:
+                yield Problem(name, f"{getattr(self, name)} must be a finite number above 0")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                yield Problem(name, f"{getattr(self, name)} must be at least 0 and below 1")
+        for name in ("lr_min_ratio", "decay_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 yield Problem(name, f"{getattr(self, name)} must be within 0 and 1")
-        if self.weight_decay < 0 or self.warmup < 0:
-            yield Problem("weight_decay" if self.weight_decay < 0 else "warmup", "must not be negative")
+        if not 0 <= self.weight_decay < math.inf:
+            yield Problem("weight_decay", f"{self.weight_decay} must be a finite number that is not negative")
+        if self.warmup < 0:
+            yield Problem("warmup", f"{self.warmup} is negative")
         if self.scheduler == "wsd" and self.decay_fraction >= self.cycle_length:
             yield Problem("decay_fraction", f"{self.decay_fraction} must be below cycle_length {self.cycle_length}")
         if self.scheduler == "wsd" and self.lr_min_ratio == 0:
@@ -97,6 +102,12 @@ def _wsd(c: OptimConfig, step: int, steps: int) -> float:
         return 1.0
     progress = (step - (end - length)) / length
     return 1 / (progress / c.lr_min_ratio + (1 - progress))
+
+
+def apply_settings(optimizer: torch.optim.Optimizer, config: OptimConfig) -> None:
+    """Set what a restored optimizer took from its checkpoint to what the run is configured with now."""
+    for group in optimizer.param_groups:
+        group.update(betas=(config.beta1, config.beta2), eps=config.epsilon, weight_decay=config.weight_decay)
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import ClassVar, Literal
 
@@ -29,7 +29,7 @@ class DistributedConfig:
 
     unused_keys: ClassVar[dict[str, str]] = {
         "float8_filter": "there is no float8 training here",
-        "spawn_method": "workers of the loader are forked",
+        "spawn_method": "the loader reads ahead in a thread; no process is spawned",
         "allow_bf16_reduced_precision_reduction": "torch's default is kept",
     }
 
@@ -124,9 +124,22 @@ class World:
 
 def world_from_env() -> World:
     """Rank, world size and device, from torchrun's environment variables. Touches no GPU and no process group."""
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
-    return World(int(os.environ.get("RANK", 0)), local_rank, int(os.environ.get("WORLD_SIZE", 1)), device)
+    try:
+        rank, local_rank, size = (
+            int(os.environ.get(n, d)) for n, d in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1))
+        )
+    except ValueError as error:
+        raise ConfigError(
+            f"RANK, LOCAL_RANK and WORLD_SIZE must be whole numbers, as torchrun sets them ({error})"
+        ) from None
+    if not torch.cuda.is_available():
+        return World(rank, local_rank, size, torch.device("cpu"))
+    if local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"local rank {local_rank} has no GPU of its own, there are {torch.cuda.device_count()}; start no more "
+            "processes per node than it has GPUs (torchrun --nproc-per-node)"
+        )
+    return World(rank, local_rank, size, torch.device("cuda", local_rank))
 
 
 def start(world: World, config: DistributedConfig) -> World:
@@ -137,7 +150,8 @@ def start(world: World, config: DistributedConfig) -> World:
     """
     torch.set_float32_matmul_precision("high" if config.matmul_allow_tf32 else "highest")
     torch.autograd.set_detect_anomaly(config.detect_anomaly)
-    torch._dynamo.config.recompile_limit = config.compile_cache_size_limit
+    if config.compile:
+        torch._dynamo.config.recompile_limit = config.compile_cache_size_limit
     if world.device.type == "cuda":
         torch.cuda.set_device(world.device)
     if world.size == 1 and config.model_dtype == "fp32":
@@ -151,7 +165,14 @@ def start(world: World, config: DistributedConfig) -> World:
         dist.init_process_group(backend, timeout=timeout)
     mesh = init_device_mesh(world.device.type, shape, mesh_dim_names=("dp_replicate", "dp_shard"))
     cpu_group = dist.new_group(backend="gloo", timeout=timeout)
-    return World(world.rank, world.local_rank, world.size, world.device, cpu_group, mesh)
+    return replace(world, cpu_group=cpu_group, mesh=mesh)
+
+
+def new_gloo_group(world: World, config: DistributedConfig) -> dist.ProcessGroup | None:
+    """One more group between the hosts, for what runs beside training; None for a single process."""
+    if world.cpu_group is None:
+        return None
+    return dist.new_group(backend="gloo", timeout=timedelta(minutes=config.timeout_minutes))
 
 
 def parallelize(model: nn.Module, world: World, config: DistributedConfig) -> None:
@@ -171,9 +192,11 @@ def parallelize(model: nn.Module, world: World, config: DistributedConfig) -> No
     dtype = DTYPES[config.model_dtype]
     # Inputs are not cast: the rotary tables stay fp32, and the stream has the dtype of the embedding already.
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    # One copy of the weights needs no replicate dimension, whose all-reduce over one rank would still be called.
+    mesh = world.mesh["dp_shard"] if world.mesh.size(0) == 1 else world.mesh
     for block in layers.children():
-        fully_shard(block, mesh=world.mesh, mp_policy=policy)
-    fully_shard(model, mesh=world.mesh, mp_policy=policy)
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
 
 
 def _checkpointed(block: nn.Module, mode: str) -> nn.Module:

@@ -1,16 +1,21 @@
-"""From the configuration as given to the one that the run has: filled from the data and the run's first start."""
+"""From the configuration as given to the one that the run has: filled from the data and the run so far."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from topklm.config import build, read_yaml, to_dict
+from topklm.checkpoint import list_checkpoints, resolve
+from topklm.config import build, to_dict
 from topklm.errors import ConfigError, Problem
 from topklm.model import ModelConfig
 from topklm.train.config import TrainConfig
+
+log = logging.getLogger("topklm.train")
 
 # What decides weights, batches or the method cannot change within a run; speed, schedule and logging can.
 FIXED = ("seed", "model", "topk", "data.sources", "data.seq_len", "data.seed", "data.global_batch_size")
@@ -20,8 +25,8 @@ FREE = ("model.loss_chunk", "model.max_seqlen")
 def settle(config: TrainConfig, *, vocab_size: int, world_size: int) -> TrainConfig:
     """The configuration with nothing left open.
 
-    From the data: vocabulary and longest sequence. From the first start of the same dump_dir: the global batch size
-    and the annealing steps, so that another number of ranks or a longer run changes neither. Raises `ConfigError`
+    From the data: vocabulary and longest sequence. From the checkpoint that the run goes on from: the global batch
+    size and the annealing steps, so that another number of ranks or a longer run changes neither. Raises `ConfigError`
     with everything that contradicts the data, the world or the run.
     """
     problems = list(_data_problems(config, vocab_size))
@@ -52,9 +57,26 @@ def settle(config: TrainConfig, *, vocab_size: int, world_size: int) -> TrainCon
 
 
 def read_stored(config: TrainConfig) -> TrainConfig | None:
-    """The configuration that dump_dir was started with, if it was."""
-    path = Path(config.dump_dir) / "config.yaml"
-    return build(TrainConfig, read_yaml(path)) if path.exists() else None
+    """The configuration of the checkpoint that training goes on from; None for a run that begins anew.
+
+    Raises `ConfigError` if that is no checkpoint of this project.
+    """
+    places = list_checkpoints(config.checkpoint_dir)[::-1]
+    if not places and config.checkpoint.continue_training_from_init and config.checkpoint.init_ckpt_path:
+        places = [resolve(Path(config.checkpoint.init_ckpt_path))]
+        if not places[0].is_dir():
+            raise ConfigError(
+                "checkpoint.continue_training_from_init needs a checkpoint directory, with optimizer state; "
+                f"{places[0]} is a file"
+            )
+    for place in places:
+        try:
+            return build(TrainConfig, json.loads((place / "params.json").read_text()))
+        except (OSError, json.JSONDecodeError) as error:
+            log.warning("%s: params.json cannot be read (%s)", place, error)
+        except ConfigError as error:
+            raise ConfigError(f"{place} was not written by this version of this project: {error}") from error
+    return None
 
 
 def _data_problems(config: TrainConfig, vocab_size: int) -> Iterator[Problem]:

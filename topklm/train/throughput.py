@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import sys
 import time
@@ -12,7 +13,7 @@ import torch
 
 from topklm.model import ModelConfig
 
-# Dense (no 2:4 sparsity) bf16 peaks in FLOP/s, by a part of the device's name. More specific names come first.
+# Dense (no 2:4 sparsity) bf16 peaks in FLOP/s, by whole words of the device's name. More specific names come first.
 PEAK_BF16_FLOPS = {
     "B200": 2250e12,
     "H200": 989.5e12,
@@ -32,11 +33,17 @@ PEAK_BF16_FLOPS = {
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Peak bf16 FLOP/s of a device, or None where it is unknown (then no MFU is printed). None on a CPU."""
+    """Peak dense bf16 FLOP/s of a device, or None where it is unknown (then no MFU is printed) and on a CPU.
+
+    MFU is against this peak also where a run computes in fp32.
+    """
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device).upper()
-    return next((peak for part, peak in PEAK_BF16_FLOPS.items() if part in name), None)
+    if "MIG" in name.split():  # a slice of a device has a part of its peak
+        return None
+    words = f" {' '.join(re.split(r'[^A-Z0-9]+', name))} "
+    return next((peak for part, peak in PEAK_BF16_FLOPS.items() if f" {part} " in words), None)
 
 
 def flops_per_token(model: ModelConfig, seq_len: int) -> float:

@@ -25,8 +25,9 @@ from topklm.sparsity import alpha_at, get_alpha, set_alpha
 from topklm.train.config import TrainConfig
 from topklm.train.metrics import Console, MetricsWriter
 from topklm.train.nonfinite import NonFiniteGuard
-from topklm.train.optim import build_optimizer, learning_rate
-from topklm.train.parallel import World, parallelize, start, world_from_env
+from topklm.train.optim import apply_settings, build_optimizer, learning_rate
+from topklm.train.parallel import World, new_gloo_group, parallelize, start, world_from_env
+from topklm.train.preflight import preflight
 from topklm.train.rng import restore_rng, rng_state, seed_everything
 from topklm.train.settle import settle
 from topklm.train.signals import StopRequest
@@ -44,11 +45,14 @@ def train(config: TrainConfig) -> int:
     world = world_from_env()
     data = open_data(config.data)
     config = settle(config, vocab_size=data.vocab_size, world_size=world.size)
+    lock = preflight(config, data, is_main=world.is_main)
     world = start(world, config.distributed)
     code = Trainer(config, data, world).run()
     # Not after an error: other ranks may be waiting in a collective, and this would wait with them.
     if dist.is_initialized():
         dist.destroy_process_group()
+    if lock is not None:
+        lock.close()
     return code
 
 
@@ -65,10 +69,10 @@ class Trainer:
         parallelize(self.model, world, config.distributed)
         self.model.to_empty(device=world.device)
         self.optimizer = build_optimizer(self.model, config.optim)
-        directory = Path(config.checkpoint.path or self.dump_dir / "checkpoints")
-        group = dist.new_group(backend="gloo") if world.cpu_group is not None else None
-        self.store = CheckpointStore(directory, config.checkpoint, world.rank, group)
-        self._restore()
+        self.store = CheckpointStore(
+            config.checkpoint_dir, config.checkpoint, world.rank, new_gloo_group(world, config.distributed)
+        )
+        skipped = self._restore()
         self.loader = TrainLoader(
             data,
             global_batch_size=self._batch_size,
@@ -81,7 +85,9 @@ class Trainer:
             pin_memory=world.device.type == "cuda",
             with_document_ids=config.model.document_mask,
         )
-        self.guard = NonFiniteGuard(config.on_nonfinite, config.max_nonfinite, world.device, self._describe_documents)
+        self.guard = NonFiniteGuard(
+            config.on_nonfinite, config.max_nonfinite, world.device, self._describe_documents, skipped
+        )
         self._saved_at: int | None = self.step if self.step else None
         self._validated_at: int | None = None
 
@@ -113,8 +119,6 @@ class Trainer:
                     self.store.finish()
                     log.warning("signal %d: saved at step %d; start the same command to go on", signum, self.step)
                     return EXIT_PREEMPTED
-            self._validate()
-            self._save()
             self.store.finish()
         return 0
 
@@ -128,7 +132,7 @@ class Trainer:
         self._set_alpha(self.step)
         # The loss is the sum over target tokens over their global number. FSDP2 averages gradients over the ranks,
         # so each rank's share is scaled up by their number first.
-        n_targets = self._batch_size * config.data.seq_len
+        n_targets = batches.n_targets
         scale = (world.size if world.mesh is not None else 1) / n_targets
         total = torch.zeros((), device=world.device)
         for i, batch in enumerate(batches):
@@ -138,6 +142,7 @@ class Trainer:
             loss = self.model(batch.tokens, batch.targets, document_ids=batch.document_ids, reduction="sum")
             (loss * scale).backward()
             total += loss.detach()
+        own_loss = total.clone()
         if world.mesh is not None:
             dist.all_reduce(total)
         mean_loss = total / n_targets
@@ -147,7 +152,7 @@ class Trainer:
         rate = learning_rate(config.optim, self.step, config.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.optimizer.found_inf = self.guard.verdict(self.step, mean_loss, grad_norm)  # type: ignore[attr-defined]
+        self.optimizer.found_inf = self.guard.verdict(self.step, own_loss, mean_loss, grad_norm)  # type: ignore[attr-defined]
         if world.device.type == "cpu":
             self.guard.check()
         self.optimizer.step()
@@ -161,9 +166,10 @@ class Trainer:
         else:
             self.console.update(self.step)
         # Validation first: a run killed between the two validates again, instead of never.
-        if config.eval and config.eval.every and self.step % config.eval.every == 0:
+        last = self.step == config.steps
+        if config.eval and (last or (config.eval.every and self.step % config.eval.every == 0)):
             self._validate()
-        if config.checkpoint.kind_of(self.step):
+        if last or config.checkpoint.saves_at(self.step):
             self._save()
 
     def _log(self, loss: Tensor, grad_norm: Tensor, rate: float) -> None:
@@ -224,21 +230,24 @@ class Trainer:
     def _save(self) -> None:
         if self._saved_at == self.step:
             return
-        self.guard.check()
         state = {
             "step": self.step,
             "acc_step": 0,
-            "data": {"batches": self.step, "fingerprint": self.data.fingerprint},
-            "total_tokens": self.step * self._batch_size * self.config.data.seq_len,
+            "skipped_steps": self.guard.check(),
+            "data": {"fingerprint": self.data.fingerprint},
             "rng": rng_state(self.world.device),
         }
         with self.throughput.pause():
             self.store.save(self.step, self.model, self.optimizer, state, to_dict(self.config), self.data.tokenizer_dir)
         self._saved_at = self.step
 
-    def _restore(self) -> None:
-        """Weights, optimizer and counters: from the run's newest good checkpoint, from other weights, or fresh."""
+    def _restore(self) -> int:
+        """Weights, optimizer and counters: from the run's newest good checkpoint, from other weights, or fresh.
+
+        Returns the number of steps that were skipped so far.
+        """
         config = self.config
+        skipped = 0
         path = self._agree_on_checkpoint()
         init = config.checkpoint.init_ckpt_path
         if path is None and init is not None and config.checkpoint.continue_training_from_init:
@@ -251,7 +260,8 @@ class Trainer:
                     "fingerprint differs): restore them, or start a new run from these weights with "
                     f"checkpoint.init_ckpt_path={path}"
                 )
-            self.step = state["step"]
+            self.step, skipped = state["step"], state["skipped_steps"]
+            apply_settings(self.optimizer, config.optim)
             restore_rng(state["rng"], self.world.device)
             log.info("resuming from %s", path)
         elif init is not None:
@@ -261,6 +271,7 @@ class Trainer:
         else:
             init_weights(self.model, config.model)
         self._set_alpha(self.step)
+        return skipped
 
     def _agree_on_checkpoint(self) -> Path | None:
         """Rank 0 looks for the newest good checkpoint and tells the others, an error too."""
@@ -284,14 +295,15 @@ class Trainer:
         """Files of the run; only the main rank writes."""
         if not self.world.is_main:
             return None
-        self.dump_dir.mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(self.dump_dir / "train.log")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         logging.getLogger("topklm").addHandler(handler)
         stack.callback(logging.getLogger("topklm").removeHandler, handler)
         stack.callback(handler.close)
         save_config(self.config, self.dump_dir / "config.yaml")
-        (self.dump_dir / "provenance.json").write_text(json.dumps(self._provenance(), indent=1))
+        part = self.dump_dir / "provenance.json.tmp"
+        part.write_text(json.dumps(self._provenance(), indent=1))
+        part.replace(self.dump_dir / "provenance.json")
         n = self.config.model.n_params
         log.info(
             "%s: %.1f M parameters, %s, %d rank(s) on %s, global batch %d x %d tokens, checkpoints found: %d",
@@ -299,6 +311,8 @@ class Trainer:
             self.world.size, self.world.device.type, self._batch_size, self.config.data.seq_len,
             len(list_checkpoints(self.store.directory)),
         )  # fmt: skip
+        for line in self.data.summary():
+            log.info("%s", line)
         return stack.enter_context(
             MetricsWriter(self.config.logging, self.dump_dir, self.config.name, to_dict(self.config), self.step)
         )

@@ -96,11 +96,26 @@ def test_all_broken_is_an_error_and_none_is_none(tmp_path):
         newest_good(store.directory)
 
 
-def test_retention_keeps_the_newest_of_each_schedule(tmp_path):
-    store, *_, save = make(tmp_path, dump=SaveEvery(every=1, keep=2), eval=SaveEvery(every=4, keep=0))
+@pytest.mark.parametrize(
+    ("dump", "evaluation", "kept"),
+    [
+        ((1, 2), (4, 0), [4, 8, 9, 10]),
+        ((1, 3), (1, 1), [8, 9, 10]),  # the union of what both keep
+        ((2, 2), (0, 0), [8, 10]),
+        ((3, 1), (0, 0), [9, 10]),  # 10, saved for another reason, is not the schedule's to remove
+        ((1, 0), (5, 1), list(range(1, 11))),
+    ],
+)
+def test_retention_keeps_the_newest_of_each_schedule(tmp_path, dump, evaluation, kept):
+    schedules = {
+        "dump": SaveEvery(every=dump[0], keep=dump[1]),
+        "eval": SaveEvery(every=evaluation[0], keep=evaluation[1]),
+    }
+    store, *_, save = make(tmp_path, **schedules)
     for step in range(1, 11):
-        save(step)
-    assert [int(p.name) for p in list_checkpoints(store.directory)] == [4, 8, 9, 10]
+        if store.config.saves_at(step) or step == 10:
+            save(step)
+    assert [int(p.name) for p in list_checkpoints(store.directory)] == kept
 
 
 def test_a_half_written_checkpoint_is_no_checkpoint(tmp_path):
@@ -112,12 +127,15 @@ def test_a_half_written_checkpoint_is_no_checkpoint(tmp_path):
     assert not (store.directory / "0000000002.tmp").exists()
 
 
-def test_a_checkpoint_of_another_model_does_not_fit(tmp_path):
+@pytest.mark.parametrize("layers", [((4, 9), (9, 2)), ((4, 8),), ((4, 8), (8, 2), (2, 2))])
+def test_a_checkpoint_of_another_model_does_not_fit(tmp_path, layers):
+    """Also one with more layers, whose first ones a shallower model could take."""
     store, *_, save = make(tmp_path)
     save(1)
-    other = torch.nn.Sequential(torch.nn.Linear(4, 9), torch.nn.Linear(9, 2))
-    with pytest.raises(CheckpointError, match="does not fit"):
-        store.restore(store.directory / "0000000001", other, None)
+    other = torch.nn.Sequential(*(torch.nn.Linear(*shape) for shape in layers))
+    optimizer = torch.optim.AdamW(other.parameters())
+    with pytest.raises(CheckpointError, match="does not fit this model"):
+        store.restore(store.directory / "0000000001", other, optimizer)
 
 
 def test_a_failure_in_the_background_is_raised(tmp_path):

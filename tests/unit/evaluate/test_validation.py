@@ -62,7 +62,7 @@ def test_health_counts_scored_tokens_only_and_leaves_no_trace(data, model):
     figures = validate(model, data, contexts=[8], batch_size=4, device=CPU)
     assert figures["topk/tokens"] == figures["val/tokens@8"] == 60 + 21
     assert figures["topk/l0_max"] <= 4
-    assert figures["topk/alpha"] == 0.0
+    assert figures["val/alpha"] == 0.0
     assert model.training
     assert torch.equal(model(tokens), before)
 

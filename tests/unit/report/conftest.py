@@ -43,7 +43,7 @@ class RunMaker:
                 "speed/tokens_per_second": 1.0 if i == 0 else 1000.0 + i, **alpha,
             })  # fmt: skip
             if validate and step % 50 == 0:
-                health = {"topk/alpha": max(0.0, 1 - step / 50), "topk/tokens": 640.0, "topk/l0_min": 1.0,
+                health = {"val/alpha": max(0.0, 1 - step / 50), "topk/tokens": 640.0, "topk/l0_min": 1.0,
                           "topk/l0_mean": 2.5, "topk/l0_max": 3.0, "topk/dead": 0.125}  # fmt: skip
                 figures = {"val/loss@32": 4.6, "val/ppl@32": ppl * 100 / step, "val/tokens@32": 640}
                 lines.append({"global_step": step, **figures, **(health if topk else {}), **overrides})

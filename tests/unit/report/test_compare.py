@@ -132,7 +132,7 @@ def test_no_ratio_between_different_steps_or_tokens(make_run):
 
 
 def test_annealing_missing_validation_and_divergence_are_told(make_run):
-    annealing = make_run("annealing", topk=TOPK, **{"topk/alpha": 0.25})
+    annealing = make_run("annealing", topk=TOPK, **{"val/alpha": 0.25})
     unvalidated = make_run("unvalidated", validate=False)
     diverged = make_run("diverged", **{"val/ppl@32": None})
     with (diverged / "metrics.jsonl").open("a") as file:

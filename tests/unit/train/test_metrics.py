@@ -2,13 +2,15 @@
 
 import json
 import logging
+import sys
+import types
 
 import pytest
 import torch
 
 from topklm.model import ModelConfig, Transformer
 from topklm.train import throughput
-from topklm.train.metrics import Console, LoggingConfig, MetricsWriter, rewind_metrics
+from topklm.train.metrics import Console, LoggingConfig, MetricsWriter, WandbConfig, rewind_metrics
 
 
 def test_rewinding_keeps_what_the_checkpoint_has_seen_and_loses_nothing(tmp_path):
@@ -43,8 +45,12 @@ def test_flops_per_token_are_the_published_formulas():
 
 @pytest.mark.parametrize(
     ("name", "peak"),
-    [("NVIDIA H200", 989.5e12), ("NVIDIA H100 80GB HBM3", 989.5e12), ("NVIDIA H100 PCIe", 756e12),
-     ("NVIDIA A100-SXM4-80GB", 312e12), ("NVIDIA L4", 121e12), ("NVIDIA L40S", 362e12), ("Some GPU", None)],
+    [
+        ("NVIDIA H200", 989.5e12), ("NVIDIA H100 80GB HBM3", 989.5e12), ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12), ("NVIDIA L4", 121e12), ("NVIDIA L40S", 362e12), ("NVIDIA A10G", 70e12),
+        ("NVIDIA A40", 149.7e12), ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None), ("NVIDIA RTX A4000", None),
+        ("NVIDIA RTX A1000", None), ("NVIDIA L40", None), ("Some GPU", None),
+    ],
 )  # fmt: skip
 def test_the_peak_is_the_dense_one_of_the_device(monkeypatch, name, peak):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
@@ -71,3 +77,25 @@ def test_without_a_terminal_the_progress_is_logged_with_an_eta(caplog):
     with caplog.at_level(logging.INFO), Console(10, 0, enabled=True) as console:
         console.update(5, "loss 1.0")
     assert "step 5/10  loss 1.0  eta 0:00:0" in caplog.text
+
+
+def test_a_resumed_run_goes_on_with_its_wandb_curves(tmp_path, monkeypatch):
+    calls = []
+
+    class FakeRun:
+        def log(self, figures, step):
+            calls.append((step, figures))
+
+        def finish(self, exit_code):
+            calls.append(exit_code)
+
+    fake = types.SimpleNamespace(init=lambda **arguments: calls.append(arguments) or FakeRun())
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    for _ in range(2):
+        config = LoggingConfig(wandb=WandbConfig(project="p", mode="offline"))
+        with MetricsWriter(config, tmp_path, "run", {"a": 1}, 0) as metrics:
+            metrics.write({"global_step": 3, "loss/out": 1.5, "note": "text"})
+    first, logged, code, second, *_ = calls
+    assert first["id"] == second["id"] == (tmp_path / "wandb_id").read_text()
+    assert (first["project"], first["mode"], first["name"], first["config"]) == ("p", "offline", "run", {"a": 1})
+    assert (logged, code) == ((3, {"loss/out": 1.5}), 0)

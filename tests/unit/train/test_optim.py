@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from topklm.config import build
 from topklm.errors import ConfigError
-from topklm.train.optim import OptimConfig, build_optimizer, learning_rate
+from topklm.train.optim import OptimConfig, apply_settings, build_optimizer, learning_rate
 
 BASE = {"lr": 2.0, "warmup": 10, "lr_min_ratio": 0.1}
 
@@ -47,8 +47,23 @@ def test_always_within_zero_and_the_highest(scheduler, warmup, steps, step):
 
 def test_settings_that_make_no_sense_are_refused():
     with pytest.raises(ConfigError) as caught:
-        build(OptimConfig, {"lr": 0, "beta1": 1.5, "warmup": -1, "scheduler": "wsd", "decay_fraction": 1.0})
-    assert {p.key for p in caught.value.problems} == {"lr", "beta1", "warmup", "decay_fraction"}
+        build(
+            OptimConfig,
+            {"lr": 0, "beta1": 1.5, "warmup": -1, "weight_decay": math.nan, "scheduler": "wsd", "decay_fraction": 1.0},
+        )
+    assert {p.key for p in caught.value.problems} == {"lr", "beta1", "warmup", "weight_decay", "decay_fraction"}
+
+
+def test_a_resumed_run_has_the_settings_that_its_configuration_says():
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = build_optimizer(torch.nn.ParameterList([weight]), OptimConfig())
+    restored = optimizer.state_dict()
+    changed = OptimConfig(weight_decay=0.5, beta1=0.8, beta2=0.9, epsilon=1e-5)
+    fresh = build_optimizer(torch.nn.ParameterList([weight]), changed)
+    fresh.load_state_dict(restored)
+    apply_settings(fresh, changed)
+    (group,) = fresh.param_groups
+    assert (group["weight_decay"], group["betas"], group["eps"]) == (0.5, (0.8, 0.9), 1e-5)
 
 
 def test_found_inf_leaves_weights_moments_and_count_as_they_were():

@@ -1,10 +1,11 @@
 """What a run decides once: global batch, annealing steps; what may not change within a run."""
 
 import dataclasses
+import json
 
 import pytest
 
-from topklm.config import build, save_config
+from topklm.config import build, to_dict
 from topklm.errors import ConfigError
 from topklm.train import TrainConfig
 from topklm.train.settle import settle
@@ -19,6 +20,14 @@ def config(tmp_path, **changes):
     return build(TrainConfig, {**base, **changes})
 
 
+def store(settled, dump_dir, step=10):
+    """What a checkpoint of a run holds of its configuration."""
+    checkpoint = dump_dir / "checkpoints" / f"{step:010d}"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "params.json").write_text(json.dumps(to_dict(settled)))
+    return checkpoint
+
+
 def test_open_values_are_filled_from_the_data_and_the_world(tmp_path):
     settled = settle(config(tmp_path), vocab_size=500, world_size=2)
     assert settled.data.global_batch_size == 4 * 3 * 2
@@ -30,7 +39,7 @@ def test_open_values_are_filled_from_the_data_and_the_world(tmp_path):
 
 def test_another_world_and_a_longer_run_keep_the_first_starts_batch_and_annealing(tmp_path):
     first = settle(config(tmp_path), vocab_size=500, world_size=2)
-    save_config(first, tmp_path / "config.yaml")
+    store(first, tmp_path)
     again = settle(config(tmp_path, steps=1000, grad_acc_steps=1), vocab_size=500, world_size=8)
     assert again.data.global_batch_size == first.data.global_batch_size == 24
     assert again.topk.anneal_steps == 30
@@ -38,7 +47,7 @@ def test_another_world_and_a_longer_run_keep_the_first_starts_batch_and_annealin
 
 
 def test_every_contradiction_is_told(tmp_path):
-    save_config(settle(config(tmp_path), vocab_size=500, world_size=2), tmp_path / "config.yaml")
+    store(settle(config(tmp_path), vocab_size=500, world_size=2), tmp_path)
     changed = config(
         tmp_path, model={"dim": 64, "n_heads": 4, "vocab_size": 400, "loss_chunk": 9}, topk=None, seed=1,
         optim={"lr": 1.0}, distributed={"dp_shard": 3, "dp_replicate": 2},
@@ -83,3 +92,23 @@ def test_the_twin_of_a_config_differs_in_its_activation_alone(tmp_path):
     sparse = settle(config(tmp_path), vocab_size=500, world_size=1)
     dense = settle(config(tmp_path, topk=None), vocab_size=500, world_size=1)
     assert dataclasses.replace(sparse, topk=None) == dense
+
+
+def test_before_the_first_checkpoint_nothing_is_fixed(tmp_path):
+    settle(config(tmp_path), vocab_size=500, world_size=2)
+    assert settle(config(tmp_path, seed=1), vocab_size=500, world_size=2).seed == 1
+
+
+def test_continuing_another_run_takes_its_annealing_and_batch(tmp_path):
+    first = settle(config(tmp_path / "a"), vocab_size=500, world_size=2)
+    place = store(first, tmp_path / "a")
+    (place / ".metadata").touch()
+    init = {"init_ckpt_path": str(place), "continue_training_from_init": True}
+    again = settle(config(tmp_path / "b", steps=1000, checkpoint=init), vocab_size=500, world_size=1)
+    assert (again.topk.anneal_steps, again.data.global_batch_size) == (30, 24)
+    with pytest.raises(ConfigError, match="was started with"):
+        settle(config(tmp_path / "b", topk=None, checkpoint=init), vocab_size=500, world_size=1)
+    (tmp_path / "weights.pth").touch()
+    init["init_ckpt_path"] = str(tmp_path / "weights.pth")
+    with pytest.raises(ConfigError, match="needs a checkpoint directory"):
+        settle(config(tmp_path / "b", checkpoint=init), vocab_size=500, world_size=1)
