@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 from contextlib import ExitStack
@@ -51,6 +52,8 @@ def train(config: TrainConfig) -> int:
     # Not after an error: other ranks may be waiting in a collective, and this would wait with them.
     if dist.is_initialized():
         dist.destroy_process_group()
+        # Groups in reference cycles must end their threads now: at the interpreter's own end they abort the process.
+        gc.collect()
     if lock is not None:
         lock.close()
     return code
@@ -89,7 +92,6 @@ class Trainer:
             config.on_nonfinite, config.max_nonfinite, world.device, self._describe_documents, skipped
         )
         self._saved_at: int | None = self.step if self.step else None
-        self._validated_at: int | None = None
 
     @property
     def _batch_size(self) -> int:
@@ -100,6 +102,7 @@ class Trainer:
         config = self.config
         with ExitStack() as stack:
             stop = stack.enter_context(StopRequest())
+            stack.callback(self.store.finish)  # a save in the background is completed whatever ends the run
             self.metrics = self._open_outputs(stack)
             self.console = stack.enter_context(Console(config.steps, self.step, self.world.is_main))
             self.throughput = Throughput(config.model, config.data.seq_len, self.world.size, self.world.device)
@@ -202,7 +205,7 @@ class Trainer:
 
     def _validate(self) -> None:
         """Validation loss and TopK health at the current weights and the current alpha."""
-        if self.config.eval is None or self._validated_at == self.step:
+        if self.config.eval is None:
             return
         self.guard.check()
         self._set_alpha(self.step)
@@ -221,7 +224,6 @@ class Trainer:
             )
             if isinstance(self.model, FSDPModule):
                 self.model.reshard()  # the root stays gathered after a forward pass without a backward
-        self._validated_at = self.step
         self._write({"global_step": self.step, **figures})
         if self.world.is_main:
             shown = "  ".join(f"{k} {v:.4f}" for k, v in figures.items() if "/loss@" in k or "/ppl@" in k)
