@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from topklm.config import load_config
+from topklm.data.prepare_config import PrepareConfig
 from topklm.model import build_model
 from topklm.train import TrainConfig
 
@@ -24,6 +25,13 @@ def test_training_configs_load(path):
     if path.name != "base.yaml":
         assert config.name == path.stem
     assert config.dump_dir.endswith(config.name)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "data").glob("*.yaml")), ids=lambda p: p.name)
+def test_preparation_configs_load(path):
+    config = load_config(PrepareConfig, [f"config={path}"])
+    assert config.sources
+    assert config.val_fraction > 0
 
 
 @pytest.mark.parametrize(("name", "millions"), PAPER.items())
