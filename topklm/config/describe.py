@@ -8,7 +8,7 @@ import inspect
 import itertools
 import textwrap
 from collections.abc import Iterator
-from typing import Any, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 from topklm.config.build import section_of
 
@@ -40,7 +40,9 @@ def _lines(schema: type, path: str) -> Iterator[str]:
             yield (
                 f"\n  {key}:" + (" (null by default)" if field.default is None else "") + (f"\n{doc}" if doc else "")
             )
-            yield from _lines(section, f"{key}.")
+            # Of a dictionary of sections the user names the entries.
+            named = get_origin(hints[field.name]) is dict
+            yield from _lines(section, f"{key}.<name>." if named else f"{key}.")
 
 
 def _type_name(annotation: Any) -> str:

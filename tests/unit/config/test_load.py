@@ -120,6 +120,7 @@ def test_round_trip_and_help(tmp_path):
     assert build(Outer, to_dict(config)) == config
     text = describe(Outer, "train", "Trains.")
     assert "topk.k: int = 64" in text
+    assert "many.<name>.k: int = 64" in text
     assert "How many entries are kept." in text
 
 
