@@ -117,6 +117,11 @@ class TrainLoader:
         self._prefetch_size = min(prefetch_size, max(1, _MAX_PREFETCH_BYTES // self._reader.step_bytes))
         self._prefetcher: _Prefetcher | None = None
 
+    @property
+    def fingerprint(self) -> str:
+        """Of the data, see `TrainData.fingerprint`."""
+        return self.data.fingerprint
+
     def __iter__(self) -> Iterator[StepBatches]:
         """Begins at `start_step` each time; an earlier iteration ends."""
         self.close()
