@@ -28,10 +28,8 @@ class HarnessConfig:
     }
 
     tasks: list[Any] = field(default_factory=list)
-    """Names of tasks, groups or tags, or {task: NAME, ...} with settings that replace the task's own; those of
-    tasks_dir come before the harness's."""
-    tasks_dir: str | None = None
-    """Directory of further task YAMLs, whose data files (JSONL, parquet) are relative to the YAML. Ours."""
+    """Names of tasks, groups or tags, or {task: NAME, ...} with settings that replace the task's own; a task in
+    eval.tasks_dir comes before the harness's of that name."""
     num_fewshot: int | None = None
     """Solved examples before each prompt; null: the task's own number, mostly 0."""
     limit: int | float | None = None
