@@ -4,6 +4,15 @@ from topklm.model.build import build_model
 from topklm.model.config import ModelConfig
 from topklm.model.init import init_weights
 from topklm.model.loss import IGNORE, linear_cross_entropy
+from topklm.model.rope_scaling import RopeScaling
 from topklm.model.transformer import Transformer
 
-__all__ = ["IGNORE", "ModelConfig", "Transformer", "build_model", "init_weights", "linear_cross_entropy"]
+__all__ = [
+    "IGNORE",
+    "ModelConfig",
+    "RopeScaling",
+    "Transformer",
+    "build_model",
+    "init_weights",
+    "linear_cross_entropy",
+]

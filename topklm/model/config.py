@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from topklm.errors import Problem
+from topklm.model.rope_scaling import RopeScaling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,8 @@ class ModelConfig:
     """Epsilon of RMSNorm."""
     rope_theta: float = 10000.0
     """Base of the rotary frequencies theta^(-2j / head_dim)."""
+    rope_scaling: RopeScaling | None = None
+    """What changed these frequencies for a longer context, in imported models (Llama 3.1). Not in Lingua."""
     init_base_std: float | None = None
     """Standard deviation of the blocks' initial weights; by fan-in if null. Never the embedding's or the head's."""
     init_std_factor: Literal["disabled", "global_depth", "current_depth", "dim_ratio"] = "disabled"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from topklm.model.config import ModelConfig
 from topklm.model.init import init_weights
 from topklm.model.loss import linear_cross_entropy, token_losses
+from topklm.model.rope_scaling import RopeScaling
 
 
 class Transformer(nn.Module):
@@ -61,7 +62,8 @@ class Transformer(nn.Module):
     def hidden(self, tokens: Tensor, document_ids: Tensor | None = None) -> Tensor:
         """The residual stream after the last block, [B, T, D], before the final norm."""
         h = self.tok_embeddings(tokens)
-        rope = rotary_table(tokens.shape[1], self.config.head_width, self.config.rope_theta, h)
+        config = self.config
+        rope = rotary_table(tokens.shape[1], config.head_width, config.rope_theta, config.rope_scaling, h)
         mask = None if document_ids is None else same_document_mask(document_ids)
         for layer in self.layers:
             h = layer(h, rope, mask)
@@ -138,11 +140,18 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x.to(wide), self.weight.shape, self.weight.to(wide), self.eps).type_as(x)
 
 
-def rotary_table(length: int, head_width: int, theta: float, like: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin of position * theta^(-2j / head_width), each [T, head_width / 2]; fp32, or fp64 if `like` is."""
+def rotary_table(
+    length: int, head_width: int, theta: float, scaling: RopeScaling | None, like: Tensor
+) -> tuple[Tensor, Tensor]:
+    """cos and sin of position * frequency, each [T, head_width / 2]; fp32, or fp64 if `like` is.
+
+    The frequencies are theta^(-2j / head_width), scaled if the model says so.
+    """
     wide = torch.promote_types(like.dtype, torch.float32)
     pairs = torch.arange(0, head_width, 2, device=like.device, dtype=wide)
-    frequencies = theta ** (-pairs / head_width)
+    frequencies = 1.0 / theta ** (pairs / head_width)  # rounded as in Lingua and transformers
+    if scaling is not None:
+        frequencies = scaling.apply(frequencies)
     angles = torch.outer(torch.arange(length, device=like.device, dtype=wide), frequencies)
     return angles.cos(), angles.sin()
 
