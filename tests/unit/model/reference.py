@@ -37,8 +37,19 @@ def attention(x, w, prefix, config, documents):
     return out @ w[f"{prefix}.wo.weight"].T
 
 
-def logits(tokens, w, config, documents=None):
-    """tokens [T] -> logits [T, V]; w: parameter name -> array; documents [T], one document if None."""
+def topk(x, k, alpha=0.0):
+    """x [T, D]: alpha x + (1 - alpha) relu(x) m, where m is 1 for the k largest entries of each row (Eq. 1-3)."""
+    m = np.zeros_like(x)
+    for t, row in enumerate(x):
+        m[t, np.argsort(row)[len(row) - k :]] = 1
+    return alpha * x + (1 - alpha) * np.maximum(x, 0) * m
+
+
+def logits(tokens, w, config, documents=None, sparse=None, alpha=0.0):
+    """tokens [T] -> logits [T, V]; w: parameter name -> array; documents [T], one document if None.
+
+    `sparse`: the TopKConfig of a TopK model.
+    """
     documents = [0] * len(tokens) if documents is None else documents
     h = w["tok_embeddings.weight"][tokens]
     for i in range(config.n_layers):
@@ -49,6 +60,8 @@ def logits(tokens, w, config, documents=None):
         gate = x @ w[f"{p}.feed_forward.w1.weight"].T
         gate = gate / (1 + np.exp(-gate))
         h = h + (gate * (x @ w[f"{p}.feed_forward.w3.weight"].T)) @ w[f"{p}.feed_forward.w2.weight"].T
+        if sparse is not None and i < config.n_layers - sparse.n_dense_tail:
+            h = topk(h, sparse.k, alpha)
     head = w["tok_embeddings.weight" if config.weight_tying else "output.weight"]
     return rms_norm(h, w["norm.weight"], config.norm_eps) @ head.T
 
