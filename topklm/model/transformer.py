@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from topklm.model.cache import KVCache, LayerCache
 from topklm.model.config import ModelConfig
 from topklm.model.init import init_weights
 from topklm.model.loss import linear_cross_entropy, token_losses
@@ -29,12 +30,16 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
-        self.layers = nn.ModuleList(TransformerBlock(config) for _ in range(config.n_layers))
+        self.layers = nn.ModuleList(self.new_block(config) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         if not config.weight_tying:
             self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
         if not self.tok_embeddings.weight.is_meta:
             init_weights(self, config)
+
+    def new_block(self, config: ModelConfig) -> nn.Module:
+        """One block of the stack: the seam for another backend's."""
+        return TransformerBlock(config)
 
     @property
     def head_weight(self) -> Tensor:
@@ -48,9 +53,18 @@ class Transformer(nn.Module):
         *,
         document_ids: Tensor | None = None,
         reduction: str = "mean",
+        cache: KVCache | None = None,
+        at: Tensor | None = None,
     ) -> Tensor:
-        """tokens, targets, document_ids: [B, T] int64. With document_ids, attention stays inside a document."""
-        h = self.norm(self.hidden(tokens, document_ids))  # [B, T, D]
+        """tokens, targets, document_ids: [B, T] int64. With document_ids, attention stays inside a document.
+
+        With a cache the tokens continue its rows, each at its own length, and are added to it. With `at` [B, n],
+        columns of tokens, logits [B, n, V] are made there only.
+        """
+        h = self.hidden(tokens, document_ids, cache)
+        if at is not None:
+            h = h[torch.arange(len(at), device=at.device)[:, None], at]  # [B, n, D]
+        h = self.norm(h)  # [B, T, D]
         if targets is None:
             return F.linear(h, self.head_weight)  # [B, T, V]
         flat, chunk = (h.flatten(0, 1), self.head_weight, targets.flatten()), self.config.loss_chunk
@@ -59,14 +73,30 @@ class Transformer(nn.Module):
         total = linear_cross_entropy(*flat, chunk)
         return total if reduction == "sum" else total / (targets >= 0).sum()
 
-    def hidden(self, tokens: Tensor, document_ids: Tensor | None = None) -> Tensor:
+    def hidden(self, tokens: Tensor, document_ids: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         """The residual stream after the last block, [B, T, D], before the final norm."""
         h = self.tok_embeddings(tokens)
-        config = self.config
-        rope = rotary_table(tokens.shape[1], config.head_width, config.rope_theta, config.rope_scaling, h)
+        if cache is not None:
+            return self._continued(h, cache)
+        rope = self._rope(tokens.shape[1], h)
         mask = None if document_ids is None else same_document_mask(document_ids)
         for layer in self.layers:
             h = layer(h, rope, mask)
+        return h
+
+    def _rope(self, length: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        config = self.config
+        return rotary_table(length, config.head_width, config.rope_theta, config.rope_scaling, like)
+
+    def _continued(self, h: Tensor, cache: KVCache) -> Tensor:
+        """The blocks on the next T tokens of the cache's rows; h: [B, T, D]."""
+        if cache.rope is None:
+            cache.rope = self._rope(cache.capacity, h)
+        positions, mask = cache.begin(h.shape[1])
+        cos, sin = (table[positions] for table in cache.rope)  # [B, T, d / 2]
+        for layer, kept in zip(self.layers, cache.layers, strict=True):
+            h = layer(h, (cos, sin), mask, kept)
+        cache.commit(h.shape[1])
         return h
 
     def load_state_dict(self, state_dict, *args, **kwargs):  # type: ignore[no-untyped-def]
@@ -85,8 +115,10 @@ class TransformerBlock(nn.Module):
         self.attention_norm = RMSNorm(config.dim, config.norm_eps)
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None = None) -> Tensor:
-        h = x + self.attention(self.attention_norm(x), rope, mask)
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None = None, cache: LayerCache | None = None
+    ) -> Tensor:
+        h = x + self.attention(self.attention_norm(x), rope, mask, cache)
         return self.residual_seam(h, self.feed_forward(self.ffn_norm(h)))
 
     def residual_seam(self, stream: Tensor, update: Tensor) -> Tensor:
@@ -106,11 +138,16 @@ class Attention(nn.Module):
         self.wv = nn.Linear(config.dim, config.kv_heads * config.head_width, bias=False)
         self.wo = nn.Linear(config.heads * config.head_width, config.dim, bias=False)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: LayerCache | None = None
+    ) -> Tensor:
         q, k, v = (w(x).unflatten(-1, (-1, self.head_width)) for w in (self.wq, self.wk, self.wv))  # [B, T, H, d]
         q, k = rotate(q, *rope), rotate(k, *rope)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # [B, H, T, d]
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=self.grouped)
+        if cache is not None:
+            k, v = cache.append(k, v)  # [B, H_kv, S, d]
+        causal = mask is None and q.shape[2] == k.shape[2]  # else a last token that sees everything
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=self.grouped)
         return self.wo(out.transpose(1, 2).flatten(2))  # [B, T, D]
 
 
@@ -157,9 +194,9 @@ def rotary_table(
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding on interleaved pairs (x[2j], x[2j+1]). x: [B, T, H, d]; cos, sin: [T, d / 2]."""
+    """Rotary embedding on interleaved pairs (x[2j], x[2j+1]). x: [B, T, H, d]; cos, sin: [(B,) T, d / 2]."""
     even, odd = x.to(cos.dtype).unflatten(-1, (-1, 2)).unbind(-1)  # [B, T, H, d/2]
-    cos, sin = cos[:, None], sin[:, None]  # [T, 1, d/2]
+    cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)  # [..., T, 1, d/2]
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2).type_as(x)
 
 
