@@ -5,28 +5,33 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Literal
 
+from topklm.data.tokenizers import TokenizerName
 from topklm.errors import Problem
 
-_AT_PREPARATION = "is decided when the source is prepared (apps.prepare)"
+
+@dataclass(frozen=True, kw_only=True)
+class DataTokenizerConfig:
+    """What Meta Lingua would tokenise with. Here `apps.prepare` did it; what is given must be what it used."""
+
+    name: TokenizerName | None = None
+    """Kind of tokenizer; null: whatever the sources were prepared with."""
+    path: str | None = None
+    """The file that defines it; compared where it is there."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Prepared token shards and the batches that are made of them."""
-
-    unused_keys: ClassVar[dict[str, str]] = {
-        "n_views": "inputs and next-token targets are the only views",
-        "add_bos": f"{_AT_PREPARATION}: add_bos there",
-        "add_eos": f"{_AT_PREPARATION}: add_eos there",
-        "tokenizer": f"{_AT_PREPARATION}; the tokenizer travels with the prepared source",
-    }
+    """Prepared token shards and the batches that are made of them, in Meta Lingua's names."""
 
     root_dir: str = ""
     """Directory that holds one directory per prepared source (`out_dir` of apps.prepare)."""
     sources: dict[str, float] = field(default_factory=dict)
-    """Name of each source and its weight: the share of the sequences that come from it, in any unit."""
+    """Name of each source and its weight, in any unit."""
+    weights_of: Literal["sequences", "documents"] = "sequences"
+    """What the weights are shares of. documents is Meta Lingua's meaning: a source with longer documents gives more
+    tokens than its weight says. The share of its sequences is then weight x mean tokens per document."""
     batch_size: int = 2
     """Sequences per rank and micro-batch. Does not change the global batches."""
     global_batch_size: int | None = None
@@ -34,6 +39,8 @@ class DataConfig:
     grad_acc_steps x ranks, computed at the first start and stored with the run."""
     seq_len: int = 2048
     """Tokens per sequence."""
+    n_views: int = 2
+    """Only 2: inputs and next-token targets."""
     seed: int = 42
     """Seed of the order of the sequences."""
     load_async: bool = True
@@ -42,6 +49,12 @@ class DataConfig:
     """Steps to read ahead with load_async; fewer where they would need more than 256 MiB in this process."""
     verify: bool = False
     """Check the hash of every shard at the start, which reads all of the data once."""
+    add_bos: bool | None = None
+    """Whether documents begin with BOS, as apps.prepare decided; if given, the sources must be so."""
+    add_eos: bool | None = None
+    """Whether documents end with EOS, as apps.prepare decided; if given, the sources must be so."""
+    tokenizer: DataTokenizerConfig = field(default_factory=DataTokenizerConfig)
+    """The tokenizer, as apps.prepare decided; if given, the sources must have it."""
 
     def problems(self) -> Iterator[Problem]:
         if not self.root_dir:
@@ -57,5 +70,7 @@ class DataConfig:
             value = getattr(self, key)
             if value is not None and value < 1:
                 yield Problem(key, f"{value} is below 1")
+        if self.n_views != 2:
+            yield Problem("n_views", f"{self.n_views}: there is no prediction of several tokens here, only 2")
         if self.seed < 0:
             yield Problem("seed", f"{self.seed} is negative")

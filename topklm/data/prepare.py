@@ -38,8 +38,9 @@ from topklm.data.shards import (
     write_manifest,
 )
 from topklm.data.sources import SourceConfig
-from topklm.data.split import split_rule
+from topklm.data.split import BY_FILES, split_rule
 from topklm.data.tokenizers import Tokenizer, open_saved_tokenizer
+from topklm.data.work_items import split_by_files
 from topklm.errors import ConfigError, DataError
 
 log = logging.getLogger("topklm.data")
@@ -81,7 +82,7 @@ def _prepare_all(config: PrepareConfig, out: Path) -> dict[str, Manifest]:
 
 def _prepare_source(config: PrepareConfig, name: str, found: Survey, tokenizer: Tokenizer) -> Manifest:
     directory, items = Path(config.out_dir) / name, found.items[name]
-    request = _request(config, config.sources[name], tokenizer)
+    request = _request(config, config.sources[name], tokenizer, by_files=split_by_files(items))
     open_plan(directory, request, items, tokenizer)
     job = Job(
         directory=str(directory),
@@ -125,7 +126,9 @@ def _finish(job: Job, request: dict[str, Any], tokenizer: Tokenizer, results: li
     counts: dict[str, Any] = {split: _counts([s for s in shards if s.split == split]) for split in SPLITS}
     if not counts["train"]["documents"]:
         raise DataError(f"source {job.source}: no training document in {len(results)} work items; see {directory}")
-    if job.val_fraction and not counts["val"]["documents"]:
+    if request["split"] == BY_FILES and not counts["val"]["documents"]:
+        log.warning("%s: its *.val.jsonl hold no document, so none was held out", job.source)
+    elif job.val_fraction and not counts["val"]["documents"]:
         log.warning("%s: no document was held out; raise val_fraction for so few documents", job.source)
     tokenizer.save(directory / "tokenizer")
     manifest = Manifest(
@@ -145,20 +148,22 @@ def _finish(job: Job, request: dict[str, Any], tokenizer: Tokenizer, results: li
 def _finished_source(config: PrepareConfig, name: str, tokenizer: Tokenizer) -> Manifest:
     directory = Path(config.out_dir) / name
     manifest = read_manifest(directory)
-    refuse_other(directory, _recorded_request(manifest), _request(config, config.sources[name], tokenizer))
+    request = _request(config, config.sources[name], tokenizer, by_files=manifest.split == BY_FILES)
+    refuse_other(directory, _recorded_request(manifest), request)
     tell_changed_inputs(directory, config.sources[name], manifest)
     shutil.rmtree(directory / WORK, ignore_errors=True)  # left if a finished preparation was killed at its very end
     log.info("%s: is prepared already in %s; nothing to do", name, directory)
     return manifest
 
 
-def _request(config: PrepareConfig, source: SourceConfig, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Everything that decides the result, as it stands in the manifest."""
+def _request(config: PrepareConfig, source: SourceConfig, tokenizer: Tokenizer, *, by_files: bool) -> dict[str, Any]:
+    """Everything that decides the result, as it stands in the manifest. `by_files`: the source's files say what is
+    held out."""
     return {
         "tokenizer": tokenizer.meta(),
         "add_bos": config.add_bos,
         "add_eos": config.add_eos,
-        "split": split_rule(config.val_fraction, config.split_salt),
+        "split": BY_FILES if by_files else split_rule(config.val_fraction, config.split_salt),
         "origin": {
             **{key: value for key, value in asdict(source).items() if value is not None},
             "max_document_bytes": config.max_document_bytes,

@@ -40,9 +40,9 @@ class PrepareConfig:
     out_dir: str = ""
     """Each source becomes the directory `out_dir/<source>`; this is `data.root_dir` of a training configuration."""
     sources: dict[str, SourceConfig] = field(default_factory=dict)
-    """name: {kind: hf | parquet | jsonl | text | package, ...}. By kind: hf: path, name, hf_split, revision,
-    data_files; parquet, jsonl, text: path, glob; package: package, glob; and text_field (default: text, then
-    content), id_field."""
+    """name: {kind: hf | parquet | jsonl | lingua | text | package, ...}. By kind: hf: path, name, hf_split, revision,
+    data_files; parquet, jsonl, text: path, glob; lingua: path; package: package, glob; and text_field (default: text,
+    then content), id_field."""
     tokenizer: PrepareTokenizerConfig = field(default_factory=PrepareTokenizerConfig)
     """One tokenizer for all sources."""
     add_bos: bool = True
@@ -50,7 +50,8 @@ class PrepareConfig:
     add_eos: bool = True
     """End each document with EOS."""
     val_fraction: float = 0.01
-    """Share of the documents that is held out, chosen by a hash of the text."""
+    """Share of the documents that is held out, chosen by a hash of the text. Not used for sources of the kind lingua
+    that have *.val.jsonl: the documents of these are held out."""
     split_salt: str = "topklm"
     """Another salt holds out other documents."""
     max_document_bytes: int = 100_000_000

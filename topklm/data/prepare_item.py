@@ -117,7 +117,7 @@ class ItemWorker:
                     self._check_limit(skipped.total(), seen, attempt, bad)
                 else:
                     ids = self.tokenizer.encode(document.text, bos=job.add_bos, eos=job.add_eos)
-                    split = split_of(document.text, job.val_fraction, job.split_salt)
+                    split = document.split or split_of(document.text, job.val_fraction, job.split_salt)
                     writers[split].add(ids, len(document.text.encode()))
         shards = [shard for split in SPLITS for shard in writers[split].close()]
         return ItemResult(

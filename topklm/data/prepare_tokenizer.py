@@ -130,11 +130,10 @@ def _training_texts(
 def _train_documents(config: PrepareConfig, name: str, items: list[WorkItem]) -> Iterator[str]:
     for item in items:
         for document in read_item(config.sources[name], item, config.max_document_bytes):
-            if (
-                isinstance(document, Document)
-                and split_of(document.text, config.val_fraction, config.split_salt) == "train"
-            ):
-                yield document.text
+            if isinstance(document, Document):
+                split = document.split or split_of(document.text, config.val_fraction, config.split_salt)
+                if split == "train":
+                    yield document.text
 
 
 def _check_place(file: Path) -> None:

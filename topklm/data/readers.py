@@ -10,8 +10,9 @@ import json
 import logging
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 from topklm.data.sources import BadDocument, Document, SourceConfig, WorkItem, file_part, package_directory
 from topklm.errors import ConfigError, DataError
@@ -42,8 +43,9 @@ def read_item(config: SourceConfig, item: WorkItem, max_document_bytes: int) -> 
                 raise DataError(f"{file} has changed since the preparation began; start again with overwrite=true")
             if config.kind == "parquet":
                 yield from _read_parquet(config, part, max_document_bytes)
-            elif config.kind == "jsonl":
-                yield from _read_jsonl(config, part, max_document_bytes)
+            elif config.kind in ("jsonl", "lingua"):
+                documents = _read_jsonl(config, part, max_document_bytes)
+                yield from _in_split(documents, part["split"]) if "split" in part else documents
             else:
                 yield _read_text(config, file, max_document_bytes)
         except (OSError, EOFError, zlib.error) as error:
@@ -181,6 +183,11 @@ def _records(lines: Iterable[tuple[str, bytes | None]], config: SourceConfig, li
                 yield _check_record(record, config, where, limit)
             else:
                 yield BadDocument(None, where, "not_an_object", f"the line is {type(record).__name__}")
+
+
+def _in_split(documents: Read, split: Literal["train", "val"]) -> Read:
+    for document in documents:
+        yield replace(document, split=split) if isinstance(document, Document) else document
 
 
 def _open_zst(file: Path) -> Any:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from topklm.errors import ConfigError, Problem
 
-Kind = Literal["hf", "parquet", "jsonl", "text", "package"]
+Kind = Literal["hf", "parquet", "jsonl", "lingua", "text", "package"]
 
 LINGUA_TEXT_FIELDS = ("text", "content")
 
@@ -18,6 +18,7 @@ _FIELDS_OF_KIND: dict[str, tuple[str, ...]] = {
     "hf": ("path", "name", "hf_split", "revision", "data_files", "text_field", "id_field"),
     "parquet": ("path", "glob", "text_field", "id_field"),
     "jsonl": ("path", "glob", "text_field", "id_field"),
+    "lingua": ("path", "text_field", "id_field"),
     "text": ("path", "glob"),
     "package": ("package", "glob"),
 }
@@ -29,11 +30,12 @@ class SourceConfig:
     """One source of documents."""
 
     kind: Kind | None = None
-    """hf (a Hugging Face dataset, streamed), parquet, jsonl (plain, .gz or .zst), text (each file is a document), or
-    package (text files of an installed Python package)."""
+    """hf (a Hugging Face dataset, streamed), parquet, jsonl (plain, .gz or .zst), lingua (a directory of Meta Lingua's
+    `*.chunk.*.jsonl`, to train on, and `*.val.jsonl`, held out), text (each file is a document), or package (text
+    files of an installed Python package)."""
     path: str | None = None
     """A file, a directory, or a pattern such as `corpus/**/*.jsonl`; for hf the dataset, such as
-    `HuggingFaceFW/fineweb-edu`."""
+    `HuggingFaceFW/fineweb-edu`; for lingua the source's directory, Lingua's `data.root_dir/<source>`."""
     glob: str | None = None
     """Which files of the directory or package, such as `*.chunk.*.jsonl`; by default all of the kind's usual suffix,
     in subdirectories too."""
@@ -54,7 +56,7 @@ class SourceConfig:
 
     def problems(self) -> Iterator[Problem]:
         if self.kind is None:
-            yield Problem("kind", "is missing; one of hf, parquet, jsonl, text, package")
+            yield Problem("kind", "is missing; one of hf, parquet, jsonl, lingua, text, package")
             return
         needed = _NEEDED.get(self.kind, "path")
         if not getattr(self, needed):
@@ -89,6 +91,8 @@ class Document:
     id: str | None
     location: str
     """Where it is: file and line, byte or row."""
+    split: Literal["train", "val"] | None = None
+    """Its split where the source itself says so (Meta Lingua's files); None: the rule of `split` decides."""
 
 
 @dataclass(frozen=True)

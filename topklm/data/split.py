@@ -1,9 +1,12 @@
-"""The held-out split: a rule that looks at a document's text and at nothing else."""
+"""The held-out split: a rule that looks at a document's text and at nothing else, or the files of the source."""
 
 from __future__ import annotations
 
 import hashlib
 from typing import Any, Literal
+
+BY_FILES: dict[str, Any] = {"rule": "val if the document is in a file *.val.jsonl"}
+"""What the manifest records where Meta Lingua's files say which documents are held out."""
 
 
 def split_of(text: str, val_fraction: float, salt: str) -> Literal["train", "val"]:

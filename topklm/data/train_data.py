@@ -10,8 +10,11 @@ from functools import cached_property
 from pathlib import Path
 
 from topklm.data.config import DataConfig
+from topklm.data.expectations import contradictions, tokenizer_file_is_missing, unprepared_lingua
+from topklm.data.held_out import HeldOut
 from topklm.data.order import ORDER_VERSION, SampleOrder, n_unused_tokens, n_windows
 from topklm.data.shards import Manifest, read_manifest
+from topklm.data.split import BY_FILES
 from topklm.data.token_array import TokenArray
 from topklm.errors import DataError
 
@@ -51,45 +54,80 @@ class TrainData:
         return int(self.manifests[self.names[0]].tokenizer["vocab_size"] or 0)
 
     @cached_property
+    def weights(self) -> dict[str, float]:
+        """What the numbers of sequences from each source are proportional to."""
+        if self.config.weights_of == "sequences":
+            return self.config.sources
+        return {
+            name: weight * len(self.train[name]) / self.train[name].n_documents
+            for name, weight in self.config.sources.items()
+        }
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The share of the sequences that comes from each source; they sum to 1."""
+        total = sum(self.weights.values())
+        return {name: weight / total for name, weight in self.weights.items()}
+
+    @cached_property
     def fingerprint(self) -> str:
         """sha256 (hex) over all that decides which tokens sample n holds. The batch size is not part of it."""
-        total = sum(self.config.sources.values())
         decides = {
             "order": ORDER_VERSION,
             "sources": {name: manifest.fingerprint() for name, manifest in self.manifests.items()},
-            "shares": {name: weight / total for name, weight in self.config.sources.items()},
+            "shares": self.shares,
             "seed": self.config.seed,
             "seq_len": self.config.seq_len,
         }
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
+    @cached_property
+    def held_out(self) -> HeldOut:
+        """The held-out part, for validation."""
+        return HeldOut(arrays=self.val, tokenizer_dir=self.tokenizer_dir)
+
     def order(self) -> SampleOrder:
         """A new order of the samples (it caches what it last used, so every thread takes its own)."""
         windows = {name: n_windows(len(tokens), self.seq_len) for name, tokens in self.train.items()}
-        return SampleOrder(windows, self.config.sources, self.config.seed)
+        return SampleOrder(windows, self.weights, self.config.seed)
 
     def summary(self) -> list[str]:
-        """One line for each source, for the log: its tokens, and the tail that is in no window."""
-        total = sum(self.config.sources.values())
-        return [
+        """One line for each source, for the log: its tokens, and the tail that is in no window. What could not be
+        checked follows."""
+        lines = [
             f"{name}: {len(tokens):,} tokens in {tokens.n_documents:,} documents, "
             f"{n_windows(len(tokens), self.seq_len):,} windows of {self.seq_len} "
             f"({n_unused_tokens(len(tokens), self.seq_len)} tokens at the end fill none), "
-            f"{len(self.val[name]):,} held-out tokens, {self.config.sources[name] / total:.1%} of the batches"
+            f"{len(self.val[name]):,} held-out tokens, {self.shares[name]:.1%} of the batches"
             for name, tokens in self.train.items()
         ]
+        by_files = [name for name, manifest in self.manifests.items() if manifest.split == BY_FILES]
+        if by_files:
+            lines.append(
+                f"{', '.join(by_files)}: held out are the documents of *.val.jsonl; whether some of them are trained "
+                "on as well was not looked for"
+            )
+        if tokenizer_file_is_missing(self.config):
+            lines.append(f"data.tokenizer.path {self.config.tokenizer.path} is not there, so it was not compared")
+        return lines
 
 
 def open_data(config: DataConfig) -> TrainData:
     """Open all prepared sources of a configuration. Raises one `DataError` with everything that is wrong."""
     root = Path(config.root_dir)
     if not root.is_dir():
-        raise DataError(f"data.root_dir {root} does not exist; prepare the sources first: {PREPARE} out_dir={root}")
+        raise DataError(
+            f"data.root_dir {root} does not exist; prepare the sources first: {PREPARE} out_dir={root} (documents in "
+            "Meta Lingua's JSONL layout: sources={NAME: {kind: lingua, path: DIRECTORY}}, docs/lingua.md)"
+        )
     problems: list[str] = []
+    unprepared, advice = unprepared_lingua(config)
+    if unprepared:
+        problems.append(advice)
     manifests: dict[str, Manifest] = {}
     train: dict[str, TokenArray] = {}
     val: dict[str, TokenArray] = {}
-    for name in sorted(config.sources):
+    for name in sorted(config.sources.keys() - unprepared):
         if not (root / name).is_dir():
             problems.append(f"source {name} is not in {root}{_nearest(name, root)}; prepare it: {PREPARE}")
             continue
@@ -110,6 +148,7 @@ def open_data(config: DataConfig) -> TrainData:
             )
     problems += _tokenizer_problems(manifests)
     problems += _split_problems(manifests)
+    problems += contradictions(config, manifests)
     if not config.sources:
         problems.append("data.sources is empty")
     if problems:
@@ -145,6 +184,8 @@ def _split_problems(manifests: dict[str, Manifest]) -> list[str]:
         if not any(shard.split == "val" for shard in held_out.shards):
             return False
         a, b = trained.split, held_out.split
+        if BY_FILES in (a, b):  # whoever made the files answers for them; `summary` says so
+            return False
         share_a, share_b = a.get("val_fraction"), b.get("val_fraction")
         same_hash = all(a.get(key) == b.get(key) for key in ("rule", "salt"))
         if same_hash and isinstance(share_a, int | float) and isinstance(share_b, int | float):

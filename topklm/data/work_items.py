@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePath
 from typing import Any
 
+from topklm.data.lingua_layout import CHUNKS, HELD_OUT, LinguaFiles, lingua_files, lingua_sources
 from topklm.data.readers import hf_shards, parquet_parts
 from topklm.data.sources import SourceConfig, WorkItem, file_part, package_directory
 from topklm.errors import ConfigError, DataError, Problem
@@ -41,6 +42,8 @@ def list_items(config: SourceConfig, item_bytes: int) -> list[WorkItem]:
         parts = parquet_parts(config, _files(config))
     elif config.kind == "jsonl":
         parts = _jsonl_parts(_files(config), item_bytes)
+    elif config.kind == "lingua":
+        parts = _lingua_parts(_lingua(config), item_bytes)
     elif config.kind in ("text", "package"):
         parts = ((part, part["size"]) for part in map(_part, _files(config)))
     else:
@@ -58,6 +61,11 @@ def list_inputs(config: SourceConfig) -> dict[str, int]:
     return {name: _part(file)["size"] for name, file in named.items()}
 
 
+def split_by_files(items: Iterable[WorkItem]) -> bool:
+    """Whether the files of a source say which of its documents are held out."""
+    return any("split" in part for item in items for part in item.parts)
+
+
 def _root(config: SourceConfig) -> Path:
     if config.kind == "package":
         return package_directory(config.package or "")
@@ -68,6 +76,9 @@ def _files(config: SourceConfig) -> list[Path]:
     """The files of a source, sorted by path. Raises `ConfigError` if there are none."""
     assert config.kind is not None  # `problems` has seen to it
     where, root = config.path or "", _root(config)
+    if config.kind == "lingua":
+        layout = _lingua(config)
+        return layout.chunks + layout.held_out
     if config.glob and (root.is_file() or (globbing.has_magic(where) and not root.is_dir())):
         what = "a file" if root.is_file() else "a pattern"
         raise ConfigError([Problem("glob", f"chooses files of a directory, but path {where} is {what}; remove one")])
@@ -115,6 +126,39 @@ def _jsonl_parts(files: list[Path], item_bytes: int) -> Iterator[tuple[dict[str,
         for start in range(0, size, item_bytes):
             end = min(start + item_bytes, size)
             yield {**part, "start": start, "end": end}, end - start
+
+
+def _lingua(config: SourceConfig) -> LinguaFiles:
+    """The files of a source in Meta Lingua's layout. Raises `ConfigError` if there are no chunks."""
+    root = _root(config)
+    layout = lingua_files(root)
+    if not layout.chunks:
+        sources = lingua_sources(root)
+        if sources:
+            shown = ", ".join(sources[:5]) + (f" and {len(sources) - 5} more" if len(sources) > 5 else "")
+            raise ConfigError([Problem("path", f"{root} holds sources ({shown}), not chunks; make each a source")])
+        held_out = f" (only {len(layout.held_out)} held-out files)" if layout.held_out else ""
+        raise ConfigError([Problem("path", f"no files {CHUNKS} in the directory {root}{held_out}")])
+    return layout
+
+
+def _lingua_parts(layout: LinguaFiles, item_bytes: int) -> Iterator[tuple[dict[str, Any], int]]:
+    """Chunks, then held-out files; each part has its split, except where there is no held-out file."""
+    place = layout.chunks[0].parent
+    if layout.others:
+        names = ", ".join(file.name for file in layout.others[:5]) + (" ..." if len(layout.others) > 5 else "")
+        log.warning("%s: not read, because the name is neither %s nor %s: %s", place, CHUNKS, HELD_OUT, names)
+    if not layout.held_out:
+        log.warning("%s has no %s; documents of its chunks are held out by val_fraction", place, HELD_OUT)
+        yield from _jsonl_parts(layout.chunks, item_bytes)
+        return
+    log.info(
+        "%s: trained on are all %d chunks (Lingua drops those beyond the world size); held out: %s",
+        place, len(layout.chunks), ", ".join(file.name for file in layout.held_out),
+    )  # fmt: skip
+    for split, files in (("train", layout.chunks), ("val", layout.held_out)):
+        for part, size in _jsonl_parts(files, item_bytes):
+            yield {**part, "split": split}, size
 
 
 def _pack(parts: Iterable[tuple[dict[str, Any], int]], item_bytes: int) -> list[WorkItem]:

@@ -12,10 +12,12 @@ from topklm.report.runs import Run
 DECISIVE = ("steps", "model", "data", "distributed.model_dtype", "checkpoint.init_ckpt_path")
 """Settings, and sections with all that is in them, that twins share."""
 
-# What leaves the batches and the result as they are, and so may differ. max_seqlen follows from data.seq_len.
+# What leaves the batches and the result as they are, and so may differ. max_seqlen follows from data.seq_len; the
+# last line is only held against the prepared sources.
 INDIFFERENT = {
     "model.loss_chunk", "model.max_seqlen",
     "data.batch_size", "data.load_async", "data.prefetch_size", "data.verify",
+    "data.n_views", "data.add_bos", "data.add_eos", "data.tokenizer",
 }  # fmt: skip
 
 _PATHS = ("data.root_dir", "checkpoint.init_ckpt_path")
@@ -79,6 +81,7 @@ def _essence(run: Run) -> dict[str, Any]:
     sources = flat.get("data.sources") or {}
     total = sum(sources.values())
     flat["data.sources"] = {name: round(weight / total, 12) for name, weight in sources.items()}
+    flat.setdefault("data.weights_of", "sequences")  # of a run from before it could be chosen
     return {key: value for key, value in flat.items() if key not in INDIFFERENT}
 
 
