@@ -2,7 +2,16 @@
 
 from topklm.checkpoint.config import CheckpointConfig, SaveEvery
 from topklm.checkpoint.integrity import checkpoint_hash, defects
-from topklm.checkpoint.load import LoadedConfig, consolidate, load_model, load_weights, read_weights, resolve
+from topklm.checkpoint.load import (
+    LoadedConfig,
+    consolidate,
+    load_model,
+    load_weights,
+    read_description,
+    read_weights,
+    resolve,
+    stored_tokenizers,
+)
 from topklm.checkpoint.store import CheckpointStore, list_checkpoints, newest_good, step_of
 
 __all__ = [
@@ -17,7 +26,9 @@ __all__ = [
     "load_model",
     "load_weights",
     "newest_good",
+    "read_description",
     "read_weights",
     "resolve",
     "step_of",
+    "stored_tokenizers",
 ]

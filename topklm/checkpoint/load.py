@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
 from topklm.checkpoint import dcp
+from topklm.checkpoint.huggingface import find_huggingface, hf_sha256, hf_tokenizers, read_hf, read_hf_weights
 from topklm.checkpoint.integrity import FILES, checkpoint_hash, defects
 from topklm.checkpoint.store import newest_good
 from topklm.config import build
@@ -43,7 +44,7 @@ class LoadedConfig:
     sha256: str | None
     """Hash of the checkpoint's contents (provenance); None for a file without `files.json`."""
     run: dict[str, Any]
-    """The whole configuration of the run, as in params.json."""
+    """The whole configuration of the run, as in params.json; of a Hugging Face model {"huggingface": config.json}."""
 
 
 def load_model(
@@ -54,24 +55,20 @@ def load_model(
 ) -> tuple[Transformer, Tokenizer | None, LoadedConfig]:
     """Load a model for evaluation, generation or analysis.
 
-    `path`: a run's dump_dir (its newest good checkpoint), a checkpoint directory, or a consolidated .pth file (with
-    `params.json` beside it or one directory above). `alpha`: None takes the checkpoint's own, from its step.
+    `path`: a run's dump_dir (its newest good checkpoint), a checkpoint directory, a consolidated .pth file (with
+    `params.json` beside it or one directory above), a directory of a Hugging Face Llama, or a GGUF file of one.
+    `alpha`: None takes the checkpoint's own, from its step. Weights become `dtype` whatever they are stored in.
     Returns (model in eval mode, tokenizer or None where none is stored, LoadedConfig). Raises `CheckpointError`.
     """
     checkpoint = resolve(Path(path))
-    run = _read_json(_beside(checkpoint, "params.json"))
-    try:
-        config = build(ModelConfig, run.get("model") or {})
-        topk = build(TopKConfig, run["topk"]) if run.get("topk") else None
-    except ConfigError as error:
-        raise CheckpointError(f"{checkpoint}: params.json describes no model of this project: {error}") from error
+    config, topk, run = read_description(checkpoint)
     model = build_model(config, topk, "meta").to_empty(device="cpu")
     weights, step = read_weights(checkpoint, model)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError(f"{checkpoint} does not fit its own params.json: {error}") from error
-    own_alpha = _own_alpha(checkpoint, topk, step) if get_alpha(model) is not None else None
+    own_alpha = _own_alpha(checkpoint, topk, step, run) if get_alpha(model) is not None else None
     if own_alpha is not None:
         set_alpha(model, own_alpha if alpha is None else alpha)
     elif alpha is not None:
@@ -82,10 +79,34 @@ def load_model(
         alpha=get_alpha(model),
         step=step,
         path=checkpoint,
-        sha256=checkpoint_hash(checkpoint) if (checkpoint / FILES).exists() else None,
+        sha256=_sha256(checkpoint),
         run=run,
     )
-    return model.to(device=device, dtype=dtype).eval(), _tokenizer(checkpoint), loaded
+    return model.to(device=device, dtype=dtype).eval(), next(iter(stored_tokenizers(checkpoint)), None), loaded
+
+
+def read_description(checkpoint: Path) -> tuple[ModelConfig, TopKConfig | None, dict[str, Any]]:
+    """(sizes, activation, whole configuration) of what `resolve` gave; no weights. Raises `CheckpointError`."""
+    if find_huggingface(checkpoint):
+        hf = read_hf(checkpoint)
+        return hf.model, hf.topk, {"huggingface": hf.raw}
+    run = _read_json(_beside(checkpoint, "params.json"))
+    try:
+        config = build(ModelConfig, run.get("model") or {})
+        topk = build(TopKConfig, run["topk"]) if run.get("topk") else None
+    except ConfigError as error:
+        raise CheckpointError(f"{checkpoint}: params.json describes no model of this project: {error}") from error
+    return config, topk, run
+
+
+def stored_tokenizers(checkpoint: Path) -> list[Tokenizer]:
+    """The tokenizers that `checkpoint` brings, the one to use first; a Hugging Face directory may hold two kinds."""
+    if find_huggingface(checkpoint):
+        return hf_tokenizers(checkpoint)
+    try:
+        return [open_saved_tokenizer(_beside(checkpoint, "tokenizer"))]
+    except CheckpointError:
+        return []
 
 
 def resolve(path: Path) -> Path:
@@ -101,18 +122,22 @@ def resolve(path: Path) -> Path:
     for file in (path / CONSOLIDATED, path / CONSOLIDATED.name):
         if file.is_file():
             return file
+    if (found := find_huggingface(path)) is not None:
+        return found
     raise CheckpointError(
-        f"{path} is no run (checkpoints/), no checkpoint directory (.metadata) and no consolidated file"
-        + ("" if path.exists() else "; it does not exist")
+        f"{path} is no run (checkpoints/), no checkpoint directory (.metadata), no consolidated file, and no model of "
+        "Hugging Face (config.json or .gguf)" + ("" if path.exists() else "; it does not exist")
     )
 
 
-def read_weights(checkpoint: Path, like: torch.nn.Module) -> tuple[dict[str, Tensor], int | None]:
-    """(full fp32 state dict on the CPU, step if known) of a checkpoint directory or a consolidated file.
+def read_weights(checkpoint: Path, like: Transformer) -> tuple[dict[str, Tensor], int | None]:
+    """(full state dict on the CPU, step if known) of what `resolve` gave.
 
-    `like` tells names and shapes for a directory; its own values are not touched. Any of Lingua's forms is read:
-    `{"model": ...}` or a bare state dict.
+    `like` tells names and shapes; its own values are not touched. Any of Lingua's forms is read:
+    `{"model": ...}` or a bare state dict. fp32, but the weights of a Hugging Face model are as they are stored.
     """
+    if find_huggingface(checkpoint):
+        return read_hf_weights(checkpoint, like.config), None
     if checkpoint.is_file():
         try:
             content = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
@@ -151,13 +176,21 @@ def consolidate(checkpoint: Path) -> Path:
     return target
 
 
-def _own_alpha(checkpoint: Path, topk: TopKConfig | None, step: int | None) -> float:
+def _own_alpha(checkpoint: Path, topk: TopKConfig | None, step: int | None, run: dict[str, Any]) -> float:
+    if "huggingface" in run:
+        return float(run["huggingface"]["topk"]["alpha"])
     if topk is None or topk.anneal_steps == 0 or (topk.anneal_steps is None and topk.anneal_ratio == 0):
         return 0.0
     if step is None or topk.anneal_steps is None:
         log.warning("%s does not tell its step or annealing steps; running with alpha = 0 (pure TopK)", checkpoint)
         return 0.0
     return alpha_at(step, topk.anneal_steps)
+
+
+def _sha256(checkpoint: Path) -> str | None:
+    if find_huggingface(checkpoint):
+        return hf_sha256(checkpoint)
+    return checkpoint_hash(checkpoint) if (checkpoint / FILES).exists() else None
 
 
 def _beside(checkpoint: Path, name: str) -> Path:
@@ -173,10 +206,3 @@ def _read_json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
-
-
-def _tokenizer(checkpoint: Path) -> Tokenizer | None:
-    try:
-        return open_saved_tokenizer(_beside(checkpoint, "tokenizer"))
-    except CheckpointError:
-        return None
