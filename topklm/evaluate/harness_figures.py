@@ -1,0 +1,73 @@
+"""What the harness leaves out: standard errors of weighted perplexities, token perplexity, nearness to chance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+Metrics = dict[str, Any]
+"""One task's results in the harness's schema: `acc,none`, `acc_stderr,none`, ..."""
+
+
+def ratio_error(pairs: Sequence[tuple[float, float]]) -> float | None:
+    """Standard error of sum(a) / sum(w) over documents (a, w) that were drawn independently; None for fewer than two.
+
+    First order (delta method, Cochran, Sampling Techniques, 6.4): sqrt(n / (n - 1) * sum((a - R w)^2)) / sum(w).
+    """
+    n, total = len(pairs), sum(w for _, w in pairs)
+    if n < 2 or not total:
+        return None
+    ratio = sum(a for a, _ in pairs) / total
+    return math.sqrt(n / (n - 1) * sum((a - ratio * w) ** 2 for a, w in pairs)) / total
+
+
+def fill_errors(metrics: Metrics, samples: Iterable[dict[str, Any]]) -> None:
+    """Standard errors where the harness has none: metrics of (loglikelihood, weight) pairs, such as word_perplexity.
+
+    exp(R) and R / ln 2 of R = -sum(loglikelihood) / sum(weight): |d/dR| times the error of R.
+    """
+    pairs: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for sample in samples:
+        for name in sample["metrics"]:
+            value = sample.get(name)
+            if isinstance(value, tuple | list) and len(value) == 2:
+                pairs.setdefault((name, sample["filter"]), []).append((-float(value[0]), float(value[1])))
+    for (name, filter_), found in pairs.items():
+        slope = {"bits_per_byte": 1 / math.log(2)}.get(name, metrics.get(f"{name},{filter_}"))
+        error, key = ratio_error(found), f"{name}_stderr,{filter_}"
+        if (
+            name.endswith(("_perplexity", "bits_per_byte"))
+            and metrics.get(key) == "N/A"
+            and slope
+            and error is not None
+        ):
+            metrics[key] = slope * error
+
+
+def add_token_perplexity(metrics: Metrics, samples: Sequence[dict[str, Any]], n_tokens: dict[int, int]) -> None:
+    """Perplexity per token of the model's own tokenizer beside those per word and byte; `n_tokens` by document id."""
+    pairs = []
+    for sample in samples:
+        value = (float(sample["filtered_resps"][0]), n_tokens[sample["doc_id"]])
+        sample["token_perplexity"] = value
+        sample["metrics"] = [*sample["metrics"], "token_perplexity"]
+        pairs.append(value)
+    total = sum(n for _, n in pairs)
+    if total:
+        metrics["token_perplexity,none"] = math.exp(min(-sum(log_p for log_p, _ in pairs) / total, 700.0))
+        metrics["token_perplexity_stderr,none"] = "N/A"
+
+
+def near_chance(metrics: Metrics, chance: float | None) -> list[str]:
+    """The accuracies that lie within two of their standard errors of guessing."""
+    if chance is None:
+        return []
+    near = []
+    for key, value in metrics.items():
+        name, _, filter_ = key.partition(",")
+        error = metrics.get(f"{name}_stderr,{filter_}")
+        is_accuracy = name.startswith("acc") and not name.endswith("_stderr")
+        if is_accuracy and isinstance(error, int | float) and abs(value - chance) <= 2 * error:
+            near.append(key)
+    return near
