@@ -12,7 +12,7 @@ from topklm.errors import Problem
 class SaveEvery:
     """One schedule of checkpoints."""
 
-    every: int = 0
+    every: int = 1000
     """Save every so many steps; 0: never by this schedule."""
     keep: int = 0
     """Keep only the newest so many checkpoints of this schedule; 0 or below: all."""
@@ -30,10 +30,11 @@ class SaveEvery:
 class CheckpointConfig:
     """Checkpoints of a run. One is always written at the end and on preemption."""
 
-    dump: SaveEvery = field(default_factory=lambda: SaveEvery(every=1000))
+    dump: SaveEvery = field(default_factory=SaveEvery)
     """Checkpoints to resume from."""
     eval: SaveEvery = field(default_factory=SaveEvery)
-    """Checkpoints to evaluate and trace later; kept apart from `dump`'s retention."""
+    """Checkpoints to evaluate and trace later; kept apart from `dump`'s retention. Its steps are those of the
+    validation in training too, unless eval.every says otherwise."""
     path: str | None = None
     """Where they go; dump_dir/checkpoints if null."""
     init_ckpt_path: str | None = None

@@ -6,7 +6,7 @@ checked by itself, a wrong one is noted and its default used, so that the rest i
 A section is a frozen keyword-only dataclass. It may define
 - `problems(self) -> Iterable[Problem]`: rules over its own fields;
 - `unused_keys: ClassVar[dict[str, str]]`: keys that Meta Lingua knows and this project does not use, with the
-  reason. They are named in one warning instead of being an error.
+  reason. They are named in one warning instead of being an error; null asks for nothing and is passed over.
 """
 
 from __future__ import annotations
@@ -73,7 +73,8 @@ class _Builder:
                 if ok:
                     values[key] = value
             elif key in unused_keys:
-                self.unused.append(Problem(where, unused_keys[key]))
+                if value is not None:
+                    self.unused.append(Problem(where, unused_keys[key]))
             else:
                 self.problems.append(Problem(where, "unknown key" + self.nearest(str(key), where, fields, path)))
         return schema(**values)

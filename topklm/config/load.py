@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,8 +47,15 @@ def load_config(schema: type[T], args: Sequence[str]) -> T:
     if problems:
         raise ConfigError(problems)
     if unused:
-        log.warning("keys without effect here: %s", "; ".join(map(str, unused)))
+        log.warning("keys without effect here:\n%s", "\n".join(_by_reason(unused)))
     return config
+
+
+def _by_reason(unused: list[Problem]) -> Iterator[str]:
+    """A line for each reason, with the keys that share it."""
+    for reason in dict.fromkeys(problem.message for problem in unused):
+        keys = ", ".join(problem.key for problem in unused if problem.message == reason)
+        yield f"  - {keys}: {reason}"
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -46,11 +46,12 @@ class EvalConfig:
         "generator": "training validates on held-out shards only",
     }
 
-    every: int = 1000
-    """Evaluate every so many steps, and at the end; 0: only at the end."""
+    every: int | None = None
+    """Evaluate every so many steps, and at the end; 0: only at the end; null: as checkpoint.eval.every says, as in
+    Lingua."""
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     """Perplexity on the held-out shards."""
 
     def problems(self) -> Iterator[Problem]:
-        if self.every < 0:
+        if self.every is not None and self.every < 0:
             yield Problem("every", f"{self.every} is negative; 0 means only at the end")

@@ -67,6 +67,13 @@ class TrainConfig:
         """Where the run's checkpoints are."""
         return Path(self.checkpoint.path or Path(self.dump_dir) / "checkpoints")
 
+    def evaluates_at(self, step: int) -> bool:
+        """Whether the run evaluates after `step` steps: by eval.every, else with checkpoint.eval; always at the end."""
+        if self.eval is None:
+            return False
+        every = self.checkpoint.eval.every if self.eval.every is None else self.eval.every
+        return step == self.steps or (every > 0 and step % every == 0)
+
     def problems(self) -> Iterator[Problem]:
         if not -(2**31) < self.seed < 2**31:
             yield Problem("seed", f"{self.seed} does not fit 32 bits")

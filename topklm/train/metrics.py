@@ -10,7 +10,7 @@ import secrets
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -26,11 +26,14 @@ log = logging.getLogger("topklm.train")
 class WandbConfig:
     """What is passed to wandb.init; the run's name and configuration are passed too."""
 
-    unused_keys: ClassVar[dict[str, str]] = dict.fromkeys(
-        ("job_type", "config_exclude_keys", "config_include_keys", "anonymous", "allow_val_change", "force",
-         "tensorboard", "sync_tensorboard", "monitor_gym", "save_code", "fork_from", "resume_from", "resume"),
-        "not passed on to wandb",
-    )  # fmt: skip
+    unused_keys: ClassVar[dict[str, str]] = {
+        **dict.fromkeys(
+            ("resume", "resume_from", "fork_from"),
+            "a run that goes on in its dump_dir goes on with its wandb run; give logging.wandb.id for another",
+        ),
+        **dict.fromkeys(("tensorboard", "sync_tensorboard"), "logging.tensorboard writes TensorBoard files"),
+        **dict.fromkeys(("anonymous", "monitor_gym"), "not passed on to wandb"),
+    }
 
     project: str | None = None
     """Project name."""
@@ -38,6 +41,8 @@ class WandbConfig:
     """User or team."""
     group: str | None = None
     """Group of runs, for example both twins."""
+    job_type: str | None = None
+    """Kind of run within a group."""
     name: str | None = None
     """Display name; the run's own name if null."""
     id: str | None = None
@@ -51,6 +56,16 @@ class WandbConfig:
     """online, offline (syncs later; needs no network) or disabled."""
     dir: str | None = None
     """Where wandb writes; dump_dir if null."""
+    config_exclude_keys: list[str] | None = None
+    """Sections of the run's configuration that are not sent."""
+    config_include_keys: list[str] | None = None
+    """The only sections that are sent."""
+    allow_val_change: bool | None = None
+    """Whether values of the configuration that wandb knows may change."""
+    force: bool | None = None
+    """Whether to end the run when nobody is logged in to wandb, instead of logging offline."""
+    save_code: bool | None = None
+    """Whether to send the code."""
 
     def problems(self) -> Iterator[Problem]:
         if self.mode not in (None, "online", "offline", "disabled"):
@@ -93,6 +108,12 @@ def rewind_metrics(path: Path, step: int) -> None:
         rewritten = path.with_suffix(".tmp")
         rewritten.write_text("".join(kept))
         os.replace(rewritten, path)
+
+
+def append_line(path: Path, metrics: dict[str, Any]) -> None:
+    """Append one line to a file of metrics: `global_step`, and figures by name, flat or by task."""
+    with path.open("a") as file:
+        file.write(json.dumps({**metrics, "created_at": datetime.now(UTC).isoformat()}, default=str) + "\n")
 
 
 class MetricsWriter:
@@ -138,11 +159,9 @@ def _open_wandb(config: WandbConfig, dump_dir: Path, name: str, run_config: dict
     stored = dump_dir / "wandb_id"
     if config.id is None and not stored.exists():
         stored.write_text(secrets.token_hex(4))
-    return wandb.init(
-        project=config.project, entity=config.entity, group=config.group, name=config.name or name,
-        id=config.id or stored.read_text(), resume="allow", tags=config.tags, notes=config.notes, mode=config.mode,
-        dir=config.dir or str(dump_dir), config=run_config,
-    )  # fmt: skip
+    given = {key: value for key, value in asdict(config).items() if value is not None}
+    ours = {"name": name, "dir": str(dump_dir), "id": config.id or stored.read_text()}
+    return wandb.init(**{**ours, **given}, resume="allow", config=run_config)
 
 
 def _open_tensorboard(dump_dir: Path) -> Any:

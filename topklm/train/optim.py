@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
@@ -16,6 +16,10 @@ from topklm.errors import Problem
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """AdamW and its schedule, in Meta Lingua's names and with its defaults."""
+
+    unused_keys: ClassVar[dict[str, str]] = {
+        "annealing_step": "Lingua does not use it either; wsd decays over decay_fraction",
+    }
 
     lr: float = 3e-4
     """Highest learning rate."""
@@ -39,8 +43,6 @@ class OptimConfig:
     """Length of one cycle of cosine and wsd, as a part of all steps."""
     cosine_theta: float = 1.0
     """Exponent that bends the cosine."""
-    annealing_step: int = 1000
-    """Accepted as in Lingua, which does not use it either; wsd decays over decay_fraction."""
     decay_fraction: float = 0.1
     """The part of a wsd cycle that decays."""
     exp_factor: float = 0.5

@@ -30,13 +30,13 @@ class DistributedConfig:
     unused_keys: ClassVar[dict[str, str]] = {
         "float8_filter": "there is no float8 training here",
         "spawn_method": "the loader reads ahead in a thread; no process is spawned",
-        "allow_bf16_reduced_precision_reduction": "torch's default is kept",
     }
 
     dp_shard: int | None = None
     """Ranks that share one copy of the weights; null: all of them (full_shard) or 1 (no_shard)."""
     dp_replicate: int | None = None
-    """Copies of the sharded weights (HSDP), typically one per node; null: what dp_shard leaves."""
+    """Copies of the sharded weights (HSDP), typically one per node; null: what dp_shard leaves. full_shard with
+    dp_shard 1 shards over these copies, as in Lingua."""
     tp_size: int = 1
     """Tensor parallelism; only 1."""
     fsdp_type: Literal["no_shard", "full_shard"] = "full_shard"
@@ -101,7 +101,8 @@ class DistributedConfig:
                     )
                 ]
             )
-        return replicate, shard
+        # What Lingua does: full_shard never leaves a rank with all of the weights while there are others.
+        return (1, replicate) if shard == 1 and self.fsdp_type == "full_shard" else (replicate, shard)
 
 
 @dataclass(frozen=True)

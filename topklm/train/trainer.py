@@ -169,10 +169,9 @@ class Trainer:
         else:
             self.console.update(self.step)
         # Validation first: a run killed between the two validates again, instead of never.
-        last = self.step == config.steps
-        if config.eval and (last or (config.eval.every and self.step % config.eval.every == 0)):
+        if config.evaluates_at(self.step):
             self._validate()
-        if last or config.checkpoint.saves_at(self.step):
+        if self.step == config.steps or config.checkpoint.saves_at(self.step):
             self._save()
 
     def _log(self, loss: Tensor, grad_norm: Tensor, rate: float) -> None:

@@ -92,10 +92,12 @@ def test_a_resumed_run_goes_on_with_its_wandb_curves(tmp_path, monkeypatch):
     fake = types.SimpleNamespace(init=lambda **arguments: calls.append(arguments) or FakeRun())
     monkeypatch.setitem(sys.modules, "wandb", fake)
     for _ in range(2):
-        config = LoggingConfig(wandb=WandbConfig(project="p", mode="offline"))
+        config = LoggingConfig(wandb=WandbConfig(project="p", mode="offline", job_type="train", tags=["a"]))
         with MetricsWriter(config, tmp_path, "run", {"a": 1}, 0) as metrics:
             metrics.write({"global_step": 3, "loss/out": 1.5, "note": "text"})
     first, logged, code, second, *_ = calls
     assert first["id"] == second["id"] == (tmp_path / "wandb_id").read_text()
     assert (first["project"], first["mode"], first["name"], first["config"]) == ("p", "offline", "run", {"a": 1})
+    assert (first["job_type"], first["tags"], first["dir"], first["resume"]) == ("train", ["a"], str(tmp_path), "allow")
+    assert not {"notes", "entity", "save_code"} & first.keys()  # null leaves it to wandb
     assert (logged, code) == ((3, {"loss/out": 1.5}), 0)
