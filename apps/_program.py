@@ -6,12 +6,17 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn, TextIO, TypeVar
+from typing import TYPE_CHECKING, Literal, NoReturn, TextIO, TypeVar
 
 from topklm.config import describe, load_config
-from topklm.errors import TopklmError
+from topklm.errors import ConfigError, Problem, TopklmError
+
+if TYPE_CHECKING:
+    import torch
 
 T = TypeVar("T")
+Dtype = Literal["fp64", "fp32", "bf16", "fp16"]
+"""Names of the precisions of a loaded model."""
 
 
 def run(main: Callable[[T], int | None], schema: type[T], program: str, doc: str) -> None:
@@ -33,6 +38,27 @@ def run(main: Callable[[T], int | None], schema: type[T], program: str, doc: str
         print(f"{program}: interrupted", file=sys.stderr)
         code = 130
     _leave(code or 0)
+
+
+def torch_device(name: str) -> torch.device:
+    """The device of a program's `device` setting; "auto" is a GPU if there is one. Raises `ConfigError`."""
+    import torch
+
+    has_gpu = torch.cuda.is_available()
+    try:
+        device = torch.device(name if name != "auto" else "cuda" if has_gpu else "cpu")
+    except RuntimeError:
+        raise ConfigError([Problem("device", f"{name!r} is no device; give auto, cpu, cuda or cuda:1")]) from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError([Problem("device", f"{name} is not here; there are {torch.cuda.device_count()} GPUs")])
+    return device
+
+
+def torch_dtype(name: Dtype) -> torch.dtype:
+    """The dtype of a program's `dtype` setting."""
+    import torch
+
+    return {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 
 def _leave(code: int) -> NoReturn:

@@ -2,6 +2,6 @@
 
 from topklm.config.build import build, to_dict
 from topklm.config.describe import describe
-from topklm.config.load import load_config, read_yaml, save_config
+from topklm.config.load import Verbatim, load_config, read_yaml, save_config
 
-__all__ = ["build", "describe", "load_config", "read_yaml", "save_config", "to_dict"]
+__all__ = ["Verbatim", "build", "describe", "load_config", "read_yaml", "save_config", "to_dict"]

@@ -5,6 +5,7 @@ checked by itself, a wrong one is noted and its default used, so that the rest i
 
 A section is a frozen keyword-only dataclass. It may define
 - `problems(self) -> Iterable[Problem]`: rules over its own fields;
+- `postpones(self, key: str) -> bool`: whether rules about `key`, of a section in it, wait until that is filled in;
 - `unused_keys: ClassVar[dict[str, str]]`: keys that Meta Lingua knows and this project does not use, with the
   reason. They are named in one warning instead of being an error; null asks for nothing and is passed over.
 """
@@ -42,12 +43,14 @@ def section_problems(config: Any, path: str = "") -> Iterator[Problem]:
     """The problems that a section and the sections in it report of themselves, with full keys."""
     if hasattr(config, "problems"):
         yield from (problem.under(path) for problem in config.problems())
+    postpones = getattr(config, "postpones", lambda key: False)
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         children = value.items() if isinstance(value, dict) else [("", value)]
         for key, child in children:
             if dataclasses.is_dataclass(child):
-                yield from section_problems(child, ".".join(p for p in (path, field.name, key) if p))
+                found = section_problems(child, ".".join(p for p in (field.name, key) if p))
+                yield from (problem.under(path) for problem in found if not postpones(problem.key))
 
 
 def to_dict(config: Any) -> dict[str, Any]:

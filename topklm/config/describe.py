@@ -20,9 +20,12 @@ def describe(schema: type, program: str, purpose: str) -> str:
 
 
 def field_docs(schema: type) -> dict[str, str]:
-    """The docstring literal under each field of a dataclass, on one line."""
+    """The docstring literal under each field of a dataclass, those it inherits included, on one line."""
+    docs: dict[str, str] = {}
+    for base in schema.__bases__:
+        if dataclasses.is_dataclass(base):
+            docs |= field_docs(base)
     body = ast.parse(textwrap.dedent(inspect.getsource(schema))).body[0].body  # type: ignore[attr-defined]
-    docs = {}
     for field, literal in itertools.pairwise(body):
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(literal, ast.Expr):
             docs[field.target.id] = " ".join(str(ast.literal_eval(literal.value)).split())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -17,12 +17,16 @@ from topklm.errors import ConfigError, Problem
 T = TypeVar("T")
 log = logging.getLogger("topklm.config")
 
+Verbatim = Annotated[str, "verbatim"]
+"""Type of a program's text whose value on the command line is taken as it stands, not as YAML: `prompt=7`,
+`prompt="Once, there: was # one ${x}"`. In a file it is YAML as everything else."""
+
 
 def load_config(schema: type[T], args: Sequence[str]) -> T:
     """Read `config=FILE` and `key.path=value` arguments into a `schema`.
 
-    Later arguments win over earlier ones and over the file. Values are YAML (`topk=null`, `data.sources={a: 1}`),
-    `${other.key}` refers to another key. Raises `ConfigError` with every problem found, before anything else is
+    Later arguments win over earlier ones and over the file. Values are YAML (`topk=null`, `data.sources={a: 1}`) but
+    for `Verbatim` fields, `${other.key}` refers to another key. Raises `ConfigError` with every problem found, before anything else is
     done; keys of Meta Lingua that have no effect here are named in one warning.
     """
     problems: list[Problem] = []
@@ -31,14 +35,19 @@ def load_config(schema: type[T], args: Sequence[str]) -> T:
         problems.append(Problem("config", f"given {len(files)} times; give one file"))
     # The defaults come first, so that interpolations see them and a dotlist key meets a null section as null.
     tree = _overlay(to_dict(schema()), read_yaml(Path(files[0])) if files else {})
+    verbatim = {}
     for arg in args:
-        if not arg.startswith("config="):
+        key, eq, text = arg.partition("=")
+        if eq and key in _verbatim_fields(schema):
+            verbatim[key] = text
+        elif key != "config" or not eq:
             problems += _apply(tree, arg)
     try:
         data: Any = OmegaConf.to_container(OmegaConf.create(tree), resolve=True)
     except OmegaConfBaseException as error:
         problems.append(Problem("", f"an interpolation cannot be resolved: {error}"))
         data = OmegaConf.to_container(OmegaConf.create(tree))
+    data |= verbatim  # after the interpolations, of which it has none
     unused: list[Problem] = []
     try:
         config = build(schema, data, unused=unused)
@@ -97,6 +106,11 @@ def save_config(config: Any, path: Path) -> None:
     part = path.with_suffix(".tmp")
     OmegaConf.save(OmegaConf.create(config if isinstance(config, dict) else to_dict(config)), part)
     part.replace(path)
+
+
+def _verbatim_fields(schema: type) -> set[str]:
+    hints = get_type_hints(schema, include_extras=True)
+    return {name for name, hint in hints.items() if any(option == Verbatim for option in (hint, *get_args(hint)))}
 
 
 def _apply(data: dict[str, Any], arg: str) -> list[Problem]:

@@ -14,6 +14,7 @@ from topklm.data import Tokenizer
 from topklm.errors import NonFiniteError
 from topklm.generate.completion import Completion, Stream
 from topklm.generate.config import SamplingConfig
+from topklm.generate.progress import GenerateProgress
 from topklm.generate.prompts import encode_prompts
 from topklm.generate.row import Row
 from topklm.generate.sampling import choose, uniforms
@@ -42,7 +43,7 @@ def generate(
     Prompts are texts, which get a BOS token if `bos`, or lists of ids, which stay as they are. `batch_size` sequences
     are decoded together; in float64 it does not change the result. Prompt and completion have `context` tokens at most
     (`model.config.max_seqlen` if None): a completion that meets the end says so ("context"), and so does a warning.
-    `stream` receives text while it is made.
+    `stream` receives text while it is made; `progress` shows a bar.
 
     The model runs where it is, in its own dtype and at its present alpha. Without a tokenizer (for prompts of ids)
     there is neither text nor EOS. Raises `ConfigError` before anything is generated, with all problems: prompts that
@@ -55,8 +56,9 @@ def generate(
         order.sort(key=lambda i: len(encoded[i]))
     rows = [Row(p, s, encoded[p], context, config, tokenizer) for p in order for s in range(config.n_samples)]
     n_ids = model.config.vocab_size if tokenizer is None else min(tokenizer.vocab_size, model.config.vocab_size)
-    for start in range(0, len(rows), batch_size):
-        _complete(model, rows[start : start + batch_size], config, n_ids, stream)
+    with GenerateProgress(len(rows), progress) as shown:
+        for start in range(0, len(rows), batch_size):
+            _complete(model, rows[start : start + batch_size], config, n_ids, stream, shown)
     results = {(row.prompt, row.sample): row.completion() for row in rows}
     full = [key for key, completion in results.items() if completion.finish_reason == "context"]
     if full:
@@ -64,7 +66,14 @@ def generate(
     return [[results[p, s] for s in range(config.n_samples)] for p in range(len(encoded))]
 
 
-def _complete(model: Transformer, rows: list[Row], config: SamplingConfig, n_ids: int, stream: Stream | None) -> None:
+def _complete(
+    model: Transformer,
+    rows: list[Row],
+    config: SamplingConfig,
+    n_ids: int,
+    stream: Stream | None,
+    progress: GenerateProgress,
+) -> None:
     """Complete the rows of one batch. The host waits for the device once a token."""
     logits, cache = _prefill(model, rows)
     steps = max(row.room for row in rows)
@@ -82,6 +91,7 @@ def _complete(model: Transformer, rows: list[Row], config: SamplingConfig, n_ids
             if stream is not None and (piece.text or piece.finish_reason):
                 stream(piece)
         kept = _unfinished(rows)
+        progress.step(len(rows), len(rows) - len(kept))
         if not kept:
             return
         if len(kept) < len(rows):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from topklm.data import Tokenizer
-from topklm.errors import ConfigError, Problem
+from topklm.errors import ConfigError, DataError, Problem
 from topklm.generate.config import SamplingConfig
 
 
@@ -54,3 +57,31 @@ def _problems(ids: list[int], vocab_size: int, context: int) -> Iterator[Problem
         yield Problem("", f"has {len(ids):,} tokens, which leave no room in the context of {context:,}")
     if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
         yield Problem("", f"has token ids outside the model's 0 ... {vocab_size - 1:,}")
+
+
+def read_prompts(path: str) -> list[str]:
+    """Prompts of a file: a line each, or JSON Lines (`.jsonl`) of texts or objects with "prompt" or "text"; "-" reads
+    lines from standard input. Blank lines are left out. Raises `DataError`.
+    """
+    try:
+        content = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as prompts: {error}") from error
+    lines = [(number, line) for number, line in enumerate(content.split("\n"), 1) if line.strip()]
+    if not lines:
+        raise DataError(f"{path} holds no prompt")
+    if path.endswith(".jsonl"):
+        return [_from_json(line, f"{path}, line {number}") for number, line in lines]
+    return [line.removesuffix("\r") for _, line in lines]
+
+
+def _from_json(line: str, where: str) -> str:
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{where} is not valid JSON: {error}") from error
+    if isinstance(value, dict):
+        value = value.get("prompt", value.get("text"))
+    if not isinstance(value, str):
+        raise DataError(f'{where} is neither a text nor an object with a text "prompt" or "text"')
+    return value
