@@ -1,0 +1,28 @@
+"""Bundles: activation statistics on disk, exact and mergeable. Knows no model and no torch; see docs/bundles.md."""
+
+from topklm.bundles.bundle import Bundle, LayerView, open_bundle
+from topklm.bundles.layer_stats import LayerStats
+from topklm.bundles.merge import merge_bundles
+from topklm.bundles.meta import Corpus, CorpusPart, Made, Meta, ModelSource, PartMeta, Reading, Settings
+from topklm.bundles.sketch import Sketch
+from topklm.bundles.token_table import TokenTable
+from topklm.bundles.write import write_bundle
+
+__all__ = [
+    "Bundle",
+    "Corpus",
+    "CorpusPart",
+    "LayerStats",
+    "LayerView",
+    "Made",
+    "Meta",
+    "ModelSource",
+    "PartMeta",
+    "Reading",
+    "Settings",
+    "Sketch",
+    "TokenTable",
+    "merge_bundles",
+    "open_bundle",
+    "write_bundle",
+]

@@ -1,0 +1,1 @@
+"""Reading the neurons of a model: the statistics pass."""
