@@ -53,6 +53,9 @@ class ModelConfig:
     """Only null: attention is causal over the whole sequence."""
     document_mask: bool = False
     """Whether attention stays inside a document when several are packed into one sequence. Not in Lingua."""
+    backend: Literal["native", "lingua"] = "native"
+    """Whose blocks are trained: native, or those of a Meta Lingua checkout on PYTHONPATH. Same parameters, same
+    checkpoints; `load_model` always gives the native model. Not in Lingua."""
     loss_chunk: int = 1024
     """Tokens whose fp32 logits are held at a time by the loss. Changes memory and speed, not the result. Ours."""
 
@@ -74,6 +77,10 @@ class ModelConfig:
             yield Problem("norm_eps" if self.norm_eps < 0 else "rope_theta", "must be positive")
         if self.ffn_dim is not None and self.ffn_dim_multiplier is not None:
             yield Problem("ffn_dim", "give ffn_dim or ffn_dim_multiplier, not both")
+        if self.backend == "lingua" and self.n_heads and self.head_dim and self.dim % self.n_heads:
+            yield Problem(
+                "backend", f"Lingua's blocks need a dim divisible by n_heads, not {self.dim} and {self.n_heads}"
+            )
         yield from self._head_problems()
 
     def _head_problems(self) -> Iterator[Problem]:
@@ -110,10 +117,7 @@ class ModelConfig:
         """F."""
         if self.ffn_dim is not None:
             return self.ffn_dim
-        width = int(8 * self.dim / 3)
-        if self.ffn_dim_multiplier is not None:
-            width = int(self.ffn_dim_multiplier * width)
-        return self.multiple_of * ((width + self.multiple_of - 1) // self.multiple_of)
+        return lingua_ffn_width(self.dim, self.multiple_of, self.ffn_dim_multiplier)
 
     @property
     def n_block_params(self) -> int:
@@ -125,3 +129,11 @@ class ModelConfig:
     def n_params(self) -> int:
         """All parameters."""
         return self.n_block_params + self.vocab_size * self.dim * (1 if self.weight_tying else 2)
+
+
+def lingua_ffn_width(dim: int, multiple_of: int, multiplier: float | None) -> int:
+    """F by Lingua's rule."""
+    width = int(8 * dim / 3)
+    if multiplier is not None:
+        width = int(multiplier * width)
+    return multiple_of * ((width + multiple_of - 1) // multiple_of)
