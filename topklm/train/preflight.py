@@ -8,6 +8,7 @@ from typing import TextIO
 
 from topklm.data import TrainData, n_scored_tokens
 from topklm.errors import ConfigError, DataError, Problem
+from topklm.model.lingua import find_lingua
 from topklm.optional import require
 from topklm.train.config import TrainConfig
 
@@ -28,6 +29,11 @@ def preflight(config: TrainConfig, data: TrainData, *, is_main: bool) -> TextIO 
                 require(module, extra)
             except ConfigError as error:
                 problems += error.problems
+    if config.model.backend == "lingua":
+        try:
+            find_lingua()
+        except ConfigError as error:
+            problems += error.problems
     if config.eval is not None:
         try:
             n_scored_tokens(data, context=config.data.seq_len)

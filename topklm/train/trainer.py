@@ -22,6 +22,7 @@ from topklm.data import TrainData, TrainLoader, open_data
 from topklm.errors import EXIT_PREEMPTED, DataError
 from topklm.evaluate import validate
 from topklm.model import build_model, init_weights
+from topklm.model.lingua import lingua_sha256
 from topklm.sparsity import alpha_at, get_alpha, set_alpha
 from topklm.train.config import TrainConfig
 from topklm.train.metrics import Console, MetricsWriter
@@ -321,13 +322,14 @@ class Trainer:
     def _provenance(self) -> dict[str, Any]:
         """What decides the run's figures and is not in its configuration."""
         device = self.world.device
+        lingua = {"lingua/transformer.py": lingua_sha256()} if self.config.model.backend == "lingua" else {}
         return {
             "data_fingerprint": self.data.fingerprint,
             "tokenizer_sha256": self.data.manifests[self.data.names[0]].tokenizer["sha256"],
             "n_parameters": self.config.model.n_params,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "ranks": self.world.size,
-            "versions": {"topklm": topklm.__version__, "torch": torch.__version__},
+            "versions": {"topklm": topklm.__version__, "torch": torch.__version__, **lingua},
         }
 
     def _write(self, figures: dict[str, Any]) -> None:
