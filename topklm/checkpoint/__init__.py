@@ -5,6 +5,7 @@ from topklm.checkpoint.integrity import checkpoint_hash, defects
 from topklm.checkpoint.load import (
     LoadedConfig,
     consolidate,
+    content_hash,
     load_model,
     load_weights,
     read_description,
@@ -21,6 +22,7 @@ __all__ = [
     "SaveEvery",
     "checkpoint_hash",
     "consolidate",
+    "content_hash",
     "defects",
     "list_checkpoints",
     "load_model",

@@ -79,7 +79,7 @@ def load_model(
         alpha=get_alpha(model),
         step=step,
         path=checkpoint,
-        sha256=_sha256(checkpoint),
+        sha256=content_hash(checkpoint),
         run=run,
     )
     return model.to(device=device, dtype=dtype).eval(), next(iter(stored_tokenizers(checkpoint)), None), loaded
@@ -107,6 +107,13 @@ def stored_tokenizers(checkpoint: Path) -> list[Tokenizer]:
         return [open_saved_tokenizer(_beside(checkpoint, "tokenizer"))]
     except CheckpointError:
         return []
+
+
+def content_hash(checkpoint: Path) -> str | None:
+    """SHA-256 of what `resolve` gave, for provenance; None for a file without `files.json`."""
+    if find_huggingface(checkpoint):
+        return hf_sha256(checkpoint)
+    return checkpoint_hash(checkpoint) if (checkpoint / FILES).exists() else None
 
 
 def resolve(path: Path) -> Path:
@@ -185,12 +192,6 @@ def _own_alpha(checkpoint: Path, topk: TopKConfig | None, step: int | None, run:
         log.warning("%s does not tell its step or annealing steps; running with alpha = 0 (pure TopK)", checkpoint)
         return 0.0
     return alpha_at(step, topk.anneal_steps)
-
-
-def _sha256(checkpoint: Path) -> str | None:
-    if find_huggingface(checkpoint):
-        return hf_sha256(checkpoint)
-    return checkpoint_hash(checkpoint) if (checkpoint / FILES).exists() else None
 
 
 def _beside(checkpoint: Path, name: str) -> Path:

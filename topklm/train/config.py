@@ -41,6 +41,10 @@ class TrainConfig:
     grad_acc_steps: int = 1
     """Micro-batches per step; used only where data.global_batch_size is null: it is then
     data.batch_size x grad_acc_steps x ranks at the first start, and stored with the run."""
+    init_from: str | None = None
+    """Start a new run from a trained model: a directory of Hugging Face or GGUF file of a Llama, a run, a checkpoint.
+    Its weights, and what it has for every key of `model` that is left at its default; with a section `topk` the cut
+    fades into it. The data must be prepared with its tokenizer. A run that has a checkpoint of its own resumes."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """What a NaN or infinite loss or gradient does: end the run before the optimizer step, or skip that step."""
     max_nonfinite: int = 10
@@ -74,6 +78,10 @@ class TrainConfig:
         every = self.checkpoint.eval.every if self.eval.every is None else self.eval.every
         return step == self.steps or (every > 0 and step % every == 0)
 
+    def postpones(self, key: str) -> bool:
+        """Rules about the model wait until settle() has filled it from `init_from`."""
+        return self.init_from is not None and key.startswith("model.")
+
     def problems(self) -> Iterator[Problem]:
         if not -(2**31) < self.seed < 2**31:
             yield Problem("seed", f"{self.seed} does not fit 32 bits")
@@ -82,6 +90,8 @@ class TrainConfig:
         for name in ("steps", "grad_acc_steps", "max_nonfinite"):
             if getattr(self, name) < 1:
                 yield Problem(name, f"{getattr(self, name)} is below 1")
-        if self.topk is not None:
+        if self.init_from is not None and self.checkpoint.init_ckpt_path is not None:
+            yield Problem("init_from", "is given beside checkpoint.init_ckpt_path; a run starts from one of them")
+        if self.topk is not None and self.init_from is None:
             for problem in self.topk.problems_for(self.model.dim, self.model.n_layers):
                 yield problem.under("topk")

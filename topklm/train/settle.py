@@ -11,9 +11,11 @@ from typing import Any
 
 from topklm.checkpoint import list_checkpoints, resolve
 from topklm.config import build, to_dict
+from topklm.config.build import section_problems
 from topklm.errors import ConfigError, Problem
 from topklm.model import ModelConfig
 from topklm.train.config import TrainConfig
+from topklm.train.init_from import start_from, take_model
 
 log = logging.getLogger("topklm.train")
 
@@ -22,15 +24,29 @@ FIXED = ("seed", "model", "topk", "data.sources", "data.seq_len", "data.seed", "
 FREE = ("model.loss_chunk", "model.max_seqlen")
 
 
-def settle(config: TrainConfig, *, vocab_size: int, world_size: int) -> TrainConfig:
+def settle(config: TrainConfig, *, vocab_size: int, world_size: int, tokenizer_dir: Path | None = None) -> TrainConfig:
     """The configuration with nothing left open.
 
     From the data: vocabulary and longest sequence. From the checkpoint that the run goes on from: the global batch
-    size and the annealing steps, so that another number of ranks or a longer run changes neither. Raises `ConfigError`
-    with everything that contradicts the data, the world or the run.
+    size and the annealing steps, so that another number of ranks or a longer run changes neither. From `init_from`:
+    the model, if its tokenizer is that of the data (`tokenizer_dir`). Raises `ConfigError` with everything that
+    contradicts the data, the world, the source or the run.
     """
-    problems = list(_data_problems(config, vocab_size))
+    problems: list[Problem] = []
     stored = read_stored(config)
+    if config.init_from is not None:
+        try:
+            # A resumed run does not need its source any more.
+            config = take_model(config, stored.model) if stored else start_from(config, tokenizer_dir)
+            problems += section_problems(config.model, "model")
+            if config.topk is not None:
+                topk_problems = config.topk.problems_for(config.model.dim, config.model.n_layers)
+                problems += [problem.under("topk") for problem in topk_problems]
+        except ConfigError as error:
+            problems += error.problems
+            if stored is not None:  # what is told already is not a change as well
+                config = dataclasses.replace(config, model=stored.model)
+    problems += _data_problems(config, vocab_size)
     if stored is not None:
         config = _fill(config, stored)
     batch = config.data.global_batch_size or config.data.batch_size * config.grad_acc_steps * world_size
@@ -81,7 +97,14 @@ def read_stored(config: TrainConfig) -> TrainConfig | None:
 
 def _data_problems(config: TrainConfig, vocab_size: int) -> Iterator[Problem]:
     model: ModelConfig = config.model
-    if model.vocab_size not in (-1, vocab_size):
+    if config.init_from is not None:
+        if -1 < model.vocab_size < vocab_size:  # embeddings may be padded to a rounder number
+            yield Problem(
+                "init_from",
+                f"has {model.vocab_size} embeddings, too few for the {vocab_size} ids of the data's tokenizer; prepare "
+                "the data with the tokenizer of that model",
+            )
+    elif model.vocab_size not in (-1, vocab_size):
         yield Problem(
             "model.vocab_size",
             f"{model.vocab_size} is not the {vocab_size} of the data's tokenizer; leave it at -1 to take that",

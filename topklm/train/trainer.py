@@ -16,7 +16,15 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 import topklm
-from topklm.checkpoint import CheckpointStore, list_checkpoints, load_weights, newest_good, read_weights, resolve
+from topklm.checkpoint import (
+    CheckpointStore,
+    content_hash,
+    list_checkpoints,
+    load_weights,
+    newest_good,
+    read_weights,
+    resolve,
+)
 from topklm.config import save_config, to_dict
 from topklm.data import TrainData, TrainLoader, open_data
 from topklm.errors import EXIT_PREEMPTED, DataError
@@ -46,7 +54,7 @@ def train(config: TrainConfig) -> int:
     """
     world = world_from_env()
     data = open_data(config.data)
-    config = settle(config, vocab_size=data.vocab_size, world_size=world.size)
+    config = settle(config, vocab_size=data.vocab_size, world_size=world.size, tokenizer_dir=data.tokenizer_dir)
     lock = preflight(config, data, is_main=world.is_main)
     world = start(world, config.distributed)
     code = Trainer(config, data, world).run()
@@ -77,6 +85,7 @@ class Trainer:
             config.checkpoint_dir, config.checkpoint, world.rank, new_gloo_group(world, config.distributed)
         )
         skipped = self._restore()
+        self._source: dict[str, Any] | None = None  # where the first weights came from, if not from init_weights
         self.loader = TrainLoader(
             data,
             global_batch_size=self._batch_size,
@@ -251,12 +260,13 @@ class Trainer:
         config = self.config
         skipped = 0
         path = self._agree_on_checkpoint()
-        init = config.checkpoint.init_ckpt_path
+        init = config.init_from or config.checkpoint.init_ckpt_path
         if path is None and init is not None and config.checkpoint.continue_training_from_init:
             path = resolve(Path(init))
         if path is not None:
             state = self.store.restore(path, self.model, self.optimizer)
             if state["data"]["fingerprint"] != self.data.fingerprint:
+            self._source = {"path": str(source), "sha256": content_hash(source) if self.world.is_main else None}
                 raise DataError(
                     f"the prepared data in {config.data.root_dir} are not those that {path} was trained on (their "
                     "fingerprint differs): restore them, or start a new run from these weights with "
@@ -314,6 +324,7 @@ class Trainer:
             len(list_checkpoints(self.store.directory)),
         )  # fmt: skip
         for line in self.data.summary():
+            "source": self._source or self._earlier_source(),
             log.info("%s", line)
         return stack.enter_context(
             MetricsWriter(self.config.logging, self.dump_dir, self.config.name, to_dict(self.config), self.step)
@@ -322,6 +333,13 @@ class Trainer:
     def _provenance(self) -> dict[str, Any]:
         """What decides the run's figures and is not in its configuration."""
         device = self.world.device
+    def _earlier_source(self) -> dict[str, Any] | None:
+        """What the process that began this run wrote of its source, which need not be there any more."""
+        try:
+            return json.loads((self.dump_dir / "provenance.json").read_text())["source"] if self.step else None
+        except (OSError, json.JSONDecodeError, KeyError):
+            return None
+
         lingua = {"lingua/transformer.py": lingua_sha256()} if self.config.model.backend == "lingua" else {}
         return {
             "data_fingerprint": self.data.fingerprint,
