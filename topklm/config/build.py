@@ -7,7 +7,9 @@ A section is a frozen keyword-only dataclass. It may define
 - `problems(self) -> Iterable[Problem]`: rules over its own fields;
 - `postpones(self, key: str) -> bool`: whether rules about `key`, of a section in it, wait until that is filled in;
 - `unused_keys: ClassVar[dict[str, str]]`: keys that Meta Lingua knows and this project does not use, with the
-  reason. They are named in one warning instead of being an error; null asks for nothing and is passed over.
+  reason. They are named in one warning instead of being an error; null asks for nothing and is passed over;
+- `only_values: ClassVar[dict[str, tuple[Any, str]]]`: keys of Meta Lingua that would change the result and are not
+  offered: the value (null too) that means so in Lingua, and the reason why any other is refused.
 """
 
 from __future__ import annotations
@@ -68,6 +70,7 @@ class _Builder:
         hints = get_type_hints(schema)
         fields = {field.name for field in dataclasses.fields(schema)}  # type: ignore[arg-type]
         unused_keys: dict[str, str] = getattr(schema, "unused_keys", {})
+        only_values: dict[str, tuple[Any, str]] = getattr(schema, "only_values", {})
         values = {}
         for key, value in data.items():
             where = f"{path}.{key}" if path else str(key)
@@ -78,6 +81,10 @@ class _Builder:
             elif key in unused_keys:
                 if value is not None:
                     self.unused.append(Problem(where, unused_keys[key]))
+            elif key in only_values:
+                wanted, reason = only_values[key]
+                if value not in (None, wanted):
+                    self.refuse(where, f"{value!r}: {reason}; only {'null' if wanted is None else wanted}")
             else:
                 self.problems.append(Problem(where, "unknown key" + self.nearest(str(key), where, fields, path)))
         return schema(**values)

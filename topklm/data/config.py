@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from topklm.data.tokenizers import TokenizerName
 from topklm.errors import Problem
@@ -25,6 +25,10 @@ class DataTokenizerConfig:
 class DataConfig:
     """Prepared token shards and the batches that are made of them, in Meta Lingua's names."""
 
+    only_values: ClassVar[dict[str, tuple[Any, str]]] = {
+        "n_views": (2, "inputs and next-token targets are the only views, there is no prediction of several tokens"),
+    }
+
     root_dir: str = ""
     """Directory that holds one directory per prepared source (`out_dir` of apps.prepare)."""
     sources: dict[str, float] = field(default_factory=dict)
@@ -39,8 +43,6 @@ class DataConfig:
     grad_acc_steps x ranks, computed at the first start and stored with the run."""
     seq_len: int = 2048
     """Tokens per sequence."""
-    n_views: int = 2
-    """Only 2: inputs and next-token targets."""
     seed: int = 42
     """Seed of the order of the sequences."""
     load_async: bool = True
@@ -70,7 +72,5 @@ class DataConfig:
             value = getattr(self, key)
             if value is not None and value < 1:
                 yield Problem(key, f"{value} is below 1")
-        if self.n_views != 2:
-            yield Problem("n_views", f"{self.n_views}: there is no prediction of several tokens here, only 2")
         if self.seed < 0:
             yield Problem("seed", f"{self.seed} is negative")

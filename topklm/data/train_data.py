@@ -117,8 +117,8 @@ def open_data(config: DataConfig) -> TrainData:
     root = Path(config.root_dir)
     if not root.is_dir():
         raise DataError(
-            f"data.root_dir {root} does not exist; prepare the sources first: {PREPARE} out_dir={root} (documents in "
-            "Meta Lingua's JSONL layout: sources={NAME: {kind: lingua, path: DIRECTORY}}, docs/lingua.md)"
+            f"data.root_dir {root} does not exist; prepare the sources first: {PREPARE} out_dir={root} (if you have Meta "
+            "Lingua's JSONL files, give their directory as data.root_dir: the answer is the command that prepares them)"
         )
     problems: list[str] = []
     unprepared, advice = unprepared_lingua(config)

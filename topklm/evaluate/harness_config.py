@@ -19,12 +19,14 @@ class HarnessConfig:
         "device": "it is the evaluation's own device",
         "check_integrity": "it runs the harness's own tests, which its package does not hold",
         "write_out": "the per-sample log holds every prompt",
-        "system_instruction": _PLAIN,
-        "apply_chat_template": _PLAIN,
-        "fewshot_as_multiturn": _PLAIN,
         "verbosity": "set the level of the logger lm_eval",
-        "predict_only": "the per-sample log holds every answer",
         "delete_requests_cache": "use rewrite_requests_cache",
+    }
+    only_values: ClassVar[dict[str, tuple[Any, str]]] = {
+        "system_instruction": (None, _PLAIN),
+        "apply_chat_template": (False, _PLAIN),
+        "fewshot_as_multiturn": (False, _PLAIN),
+        "predict_only": (False, "tasks are scored; the per-sample log holds every answer"),
     }
 
     tasks: list[Any] = field(default_factory=list)

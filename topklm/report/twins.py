@@ -17,7 +17,7 @@ DECISIVE = ("steps", "model", "data", "distributed.model_dtype", "checkpoint.ini
 INDIFFERENT = {
     "model.loss_chunk", "model.max_seqlen",
     "data.batch_size", "data.load_async", "data.prefetch_size", "data.verify",
-    "data.n_views", "data.add_bos", "data.add_eos", "data.tokenizer",
+    "data.add_bos", "data.add_eos", "data.tokenizer",
 }  # fmt: skip
 
 _PATHS = ("data.root_dir", "checkpoint.init_ckpt_path")

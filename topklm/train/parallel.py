@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.distributed as dist
@@ -31,14 +31,16 @@ class DistributedConfig:
         "float8_filter": "there is no float8 training here",
         "spawn_method": "the loader reads ahead in a thread; no process is spawned",
     }
+    only_values: ClassVar[dict[str, tuple[Any, str]]] = {
+        "tp_size": (1, "there is no tensor parallelism here"),
+        "float8_recipe": (None, "there is no float8 training here"),
+    }
 
     dp_shard: int | None = None
     """Ranks that share one copy of the weights; null: all of them (full_shard) or 1 (no_shard)."""
     dp_replicate: int | None = None
     """Copies of the sharded weights (HSDP), typically one per node; null: what dp_shard leaves. full_shard with
     dp_shard 1 shards over these copies, as in Lingua."""
-    tp_size: int = 1
-    """Tensor parallelism; only 1."""
     fsdp_type: Literal["no_shard", "full_shard"] = "full_shard"
     """full_shard: parameters, gradients and optimizer state are spread over dp_shard ranks; no_shard: replicated."""
     model_dtype: Literal["fp32", "fp16", "bf16"] = "bf16"
@@ -56,8 +58,6 @@ class DistributedConfig:
     """TF32 for fp32 matrix products on GPU."""
     detect_anomaly: bool = False
     """Autograd's anomaly detection: slow, names the operation that made a NaN."""
-    float8_recipe: str | None = None
-    """Only null."""
     timeout_minutes: float = 15.0
     """A collective that waits longer ends the job, instead of hanging when a rank has died."""
 
@@ -73,10 +73,6 @@ class DistributedConfig:
                 yield Problem(name, f"{ranks} is below 1; leave it null for all ranks")
         if self.model_dtype == "fp16":
             yield Problem("model_dtype", "fp16 needs loss scaling, which is not here; use bf16, which has fp32's range")
-        if self.tp_size != 1:
-            yield Problem("tp_size", f"{self.tp_size}: there is no tensor parallelism here, only 1")
-        if self.float8_recipe is not None:
-            yield Problem("float8_recipe", "there is no float8 training here, only null")
         if self.selective_activation_checkpointing and self.activation_checkpointing == "full":
             yield Problem("activation_checkpointing", "full contradicts selective_activation_checkpointing: true")
         if self.fsdp_type == "no_shard" and (self.dp_shard or 1) > 1:

@@ -23,7 +23,12 @@ class Inner:
 
 @dataclass(frozen=True, kw_only=True)
 class Outer:
-    unused_keys: ClassVar[dict[str, str]] = {"tp_size": "there is no tensor parallelism"}
+    unused_keys: ClassVar[dict[str, str]] = {
+        "probe_freq": "there is no probe",
+        "gc_freq": "there is no probe",
+        "env": "x",
+    }
+    only_values: ClassVar[dict[str, tuple]] = {"tp_size": (1, "there is no tensor parallelism"), "window": (None, "y")}
 
     name: str = "run"
     dump_dir: str = "runs/${name}"
@@ -100,9 +105,22 @@ def test_types_are_strict_and_whole_numbers_may_be_given_for_numbers(tmp_path):
 
 def test_keys_of_lingua_without_effect_are_warned_of_once(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
-        load(tmp_path, "tp_size: 2")
+        load(tmp_path, "probe_freq: 2\nenv: {A: b}", "gc_freq=3")
+        load(tmp_path, "probe_freq: null")
     assert len(caplog.records) == 1
-    assert "tp_size: there is no tensor parallelism" in caplog.text
+    assert caplog.records[0].getMessage().splitlines()[1:] == [
+        "  - probe_freq, gc_freq: there is no probe",
+        "  - env: x",
+    ]
+
+
+def test_keys_of_lingua_that_would_change_the_result_are_refused_unless_they_ask_for_what_there_is(tmp_path, caplog):
+    load(tmp_path, "tp_size: 1\nwindow: null", "tp_size=null")
+    assert not caplog.records
+    assert problems(tmp_path, "tp_size: 2\nwindow: 512") == {
+        "tp_size": "2: there is no tensor parallelism; only 1",
+        "window": "512: y; only null",
+    }
 
 
 def test_missing_and_broken_files(tmp_path):
