@@ -60,6 +60,11 @@ class TokenArray:
             out[at : at + b - a] = self._tokens[i][a:b]
             at += b - a
 
+    def document_offsets(self) -> np.ndarray:
+        """Document i is the tokens [offsets[i], offsets[i + 1]), counted over all shards; int64 [n_documents + 1]."""
+        shifted = [offsets[1:] + start for offsets, start in zip(self._offsets, self._starts, strict=False)]
+        return np.concatenate([np.zeros(1, np.int64), *shifted])
+
     def document_ids(self, start: int, stop: int) -> np.ndarray:
         """The document of each position in [start, stop), int64 [stop - start], counted over all shards."""
         ids = []

@@ -10,10 +10,14 @@ import base64
 import binascii
 import hashlib
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
+
+import numpy as np
 
 from topklm.errors import ConfigError, DataError
 from topklm.optional import require
@@ -21,6 +25,7 @@ from topklm.optional import require
 TokenizerName = Literal["sp", "tiktoken", "hf", "bytes"]
 TOKENIZER_NAMES: tuple[TokenizerName, ...] = get_args(TokenizerName)
 META = "tokenizer_meta.json"
+_BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")
 
 
 class Tokenizer(ABC):
@@ -70,6 +75,21 @@ class Tokenizer(ABC):
         """name, sha256, vocab_size, bos_id, eos_id: what a manifest says of its tokenizer."""
         return {key: getattr(self, key) for key in ("name", "sha256", "vocab_size", "bos_id", "eos_id")}
 
+    def byte_lengths(self) -> np.ndarray:
+        """UTF-8 bytes that each id adds to the text, int64 [V]; 0 for BOS, EOS and other special tokens.
+
+        A piece of several characters has the bytes of them all, a piece that is a part of a character its own bytes:
+        along a text they add up to its bytes, but for a space that the tokenizer puts before it (`n_prefix_bytes`) and
+        for what it loses. An unknown token counts 1.
+        """
+        lengths = np.array([self._n_bytes(i) for i in range(self.vocab_size)], np.int64)
+        lengths[[i for i in (self.bos_id, self.eos_id) if i is not None]] = 0
+        return lengths
+
+    def n_prefix_bytes(self) -> int:
+        """Bytes that the pieces of a text have more than the text: 1 where a space is put before it, else 0."""
+        return min(1, max(0, sum(map(self._n_bytes, self._encode("a"))) - 1))
+
     @abstractmethod
     def _encode(self, text: str) -> list[int]: ...
 
@@ -78,6 +98,9 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def _piece(self, token_id: int) -> str: ...
+
+    @abstractmethod
+    def _n_bytes(self, token_id: int) -> int: ...
 
     def _known(self, token_id: int) -> int:
         if not 0 <= int(token_id) < self.vocab_size:
@@ -113,6 +136,9 @@ class ByteTokenizer(Tokenizer):
     def _piece(self, token_id: int) -> str:
         return {256: "<s>", 257: "</s>"}.get(token_id) or _readable(bytes([token_id]))
 
+    def _n_bytes(self, token_id: int) -> int:
+        return int(token_id < 256)
+
 
 class SentencePieceTokenizer(Tokenizer):
     """A SentencePiece model file (`tokenizer.model` of Llama 1, Llama 2 and Mistral)."""
@@ -141,6 +167,12 @@ class SentencePieceTokenizer(Tokenizer):
 
     def _piece(self, token_id: int) -> str:
         return self._model.id_to_piece(token_id).replace("\u2581", " ")  # its mark for a space
+
+    def _n_bytes(self, token_id: int) -> int:
+        model = self._model
+        if model.is_control(token_id) or model.is_unused(token_id):
+            return 0
+        return 1 if model.is_byte(token_id) or model.is_unknown(token_id) else len(self._piece(token_id).encode())
 
 
 class TiktokenTokenizer(Tokenizer):
@@ -186,6 +218,9 @@ class TiktokenTokenizer(Tokenizer):
 
     def _piece(self, token_id: int) -> str:
         return _readable(self._encoding.decode_single_token_bytes(token_id))
+
+    def _n_bytes(self, token_id: int) -> int:
+        return len(self._encoding.decode_single_token_bytes(token_id)) if token_id < self._n_ranks else 0
 
 
 class HFTokenizer(Tokenizer):
@@ -247,6 +282,28 @@ class HFTokenizer(Tokenizer):
             return token.replace("\u2581", " ")
         text = self._tokenizer.decode([token_id], skip_special_tokens=False)
         return token if "\ufffd" in text or not text else text
+
+    @cached_property
+    def _decoders(self) -> set[str]:
+        """Types of the decoders that the definition names, those in a sequence too."""
+        decoder = json.loads(self._definition).get("decoder") or {}
+        return {str(part.get("type")) for part in (decoder, *decoder.get("decoders", ()))}
+
+    @cached_property
+    def _added(self) -> dict[int, Any]:
+        return self._tokenizer.get_added_tokens_decoder()
+
+    def _n_bytes(self, token_id: int) -> int:
+        token = self._tokenizer.id_to_token(token_id)
+        if token is None or (token_id in self._added and self._added[token_id].special):
+            return 0
+        if "ByteLevel" in self._decoders and token_id not in self._added:
+            return len(token)  # each of its characters stands for a byte
+        if "ByteFallback" in self._decoders and _BYTE_PIECE.fullmatch(token):
+            return 1
+        if self._decoders & {"Metaspace", "Replace"}:
+            return len(token.replace("\u2581", " ").encode())
+        return len(self._decode([token_id]).encode())
 
 
 def load_tokenizer(name: str, path: str | Path | None = None) -> Tokenizer:

@@ -6,7 +6,7 @@ import fcntl
 from pathlib import Path
 from typing import TextIO
 
-from topklm.data import TrainData, n_scored_tokens
+from topklm.data import TrainData, Windows, n_scored_tokens
 from topklm.errors import ConfigError, DataError, Problem
 from topklm.model.lingua import find_lingua
 from topklm.optional import require
@@ -36,7 +36,7 @@ def preflight(config: TrainConfig, data: TrainData, *, is_main: bool) -> TextIO 
             problems += error.problems
     if config.eval is not None:
         try:
-            n_scored_tokens(data, context=config.data.seq_len)
+            n_scored_tokens(data.held_out, Windows(context=config.data.seq_len))
         except DataError as error:
             problems.append(Problem("eval", f"{error}; or set eval=null"))
     lock = None

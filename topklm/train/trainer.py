@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import re
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -28,12 +29,12 @@ from topklm.checkpoint import (
 from topklm.config import save_config, to_dict
 from topklm.data import TrainData, TrainLoader, open_data
 from topklm.errors import EXIT_PREEMPTED, DataError
-from topklm.evaluate import validate
 from topklm.model import build_model, init_weights
 from topklm.model.lingua import lingua_sha256
 from topklm.sparsity import alpha_at, get_alpha, set_alpha
 from topklm.train.config import TrainConfig
-from topklm.train.metrics import Console, MetricsWriter
+from topklm.train.evaluation import EVAL_METRICS, VALIDATION_METRICS, evaluate_step
+from topklm.train.metrics import Console, MetricsWriter, rewind_metrics
 from topklm.train.nonfinite import NonFiniteGuard
 from topklm.train.optim import apply_settings, build_optimizer, learning_rate
 from topklm.train.parallel import World, new_gloo_group, parallelize, start, world_from_env
@@ -84,8 +85,8 @@ class Trainer:
         self.store = CheckpointStore(
             config.checkpoint_dir, config.checkpoint, world.rank, new_gloo_group(world, config.distributed)
         )
-        skipped = self._restore()
         self._source: dict[str, Any] | None = None  # where the first weights came from, if not from init_weights
+        skipped = self._restore()
         self.loader = TrainLoader(
             data,
             global_batch_size=self._batch_size,
@@ -180,7 +181,7 @@ class Trainer:
             self.console.update(self.step)
         # Validation first: a run killed between the two validates again, instead of never.
         if config.evaluates_at(self.step):
-            self._validate()
+            self._evaluate()
         if self.step == config.steps or config.checkpoint.saves_at(self.step):
             self._save()
 
@@ -212,31 +213,17 @@ class Trainer:
             f"  grad {norm_value:.3f}  lr {rate:.2e}",
         )
 
-    def _validate(self) -> None:
-        """Validation loss and TopK health at the current weights and the current alpha."""
-        if self.config.eval is None:
-            return
+    def _evaluate(self) -> None:
+        """What section eval asks for, at the current weights and the current alpha."""
         self.guard.check()
         self._set_alpha(self.step)
-        settings = self.config.eval.validation
         with self.throughput.pause():
-            figures = validate(
-                self.model,
-                self.data,
-                contexts=settings.contexts or [self.config.data.seq_len],
-                batch_size=settings.batch_size or self.config.data.batch_size,
-                max_tokens=settings.max_tokens,
-                document_mask=self.config.model.document_mask,
-                rank=self.world.rank,
-                world_size=self.world.size,
-                device=self.world.device,
-            )
-            if isinstance(self.model, FSDPModule):
-                self.model.reshard()  # the root stays gathered after a forward pass without a backward
+            figures = evaluate_step(self.model, self.config, self.data, self.world, self.step)
         self._write({"global_step": self.step, **figures})
         if self.world.is_main:
-            shown = "  ".join(f"{k} {v:.4f}" for k, v in figures.items() if "/loss@" in k or "/ppl@" in k)
-            log.info("step %d  %s", self.step, shown)
+            shown = [f"{k} {v:.4f}" for k, v in figures.items() if k.startswith("eval/") or re.search("/(ppl|bpb)@", k)]
+            tokens = [f"{k} {v:,.0f}" for k, v in figures.items() if k.startswith("val/tokens@")]
+            log.info("step %d  %s", self.step, "  ".join(shown + tokens))
 
     def _save(self) -> None:
         if self._saved_at == self.step:
@@ -266,7 +253,6 @@ class Trainer:
         if path is not None:
             state = self.store.restore(path, self.model, self.optimizer)
             if state["data"]["fingerprint"] != self.data.fingerprint:
-            self._source = {"path": str(source), "sha256": content_hash(source) if self.world.is_main else None}
                 raise DataError(
                     f"the prepared data in {config.data.root_dir} are not those that {path} was trained on (their "
                     "fingerprint differs): restore them, or start a new run from these weights with "
@@ -277,8 +263,10 @@ class Trainer:
             restore_rng(state["rng"], self.world.device)
             log.info("resuming from %s", path)
         elif init is not None:
-            weights, _ = read_weights(resolve(Path(init)), build_model(config.model, None, "meta"))
+            source = resolve(Path(init))
+            weights, _ = read_weights(source, build_model(config.model, None, "meta"))
             load_weights(self.model, weights)
+            self._source = {"path": str(source), "sha256": content_hash(source) if self.world.is_main else None}
             log.info("starting from the weights of %s", init)
         else:
             init_weights(self.model, config.model)
@@ -324,8 +312,9 @@ class Trainer:
             len(list_checkpoints(self.store.directory)),
         )  # fmt: skip
         for line in self.data.summary():
-            "source": self._source or self._earlier_source(),
             log.info("%s", line)
+        for name in (VALIDATION_METRICS, EVAL_METRICS):
+            rewind_metrics(self.dump_dir / name, self.step)
         return stack.enter_context(
             MetricsWriter(self.config.logging, self.dump_dir, self.config.name, to_dict(self.config), self.step)
         )
@@ -333,15 +322,9 @@ class Trainer:
     def _provenance(self) -> dict[str, Any]:
         """What decides the run's figures and is not in its configuration."""
         device = self.world.device
-    def _earlier_source(self) -> dict[str, Any] | None:
-        """What the process that began this run wrote of its source, which need not be there any more."""
-        try:
-            return json.loads((self.dump_dir / "provenance.json").read_text())["source"] if self.step else None
-        except (OSError, json.JSONDecodeError, KeyError):
-            return None
-
         lingua = {"lingua/transformer.py": lingua_sha256()} if self.config.model.backend == "lingua" else {}
         return {
+            "source": self._source or self._earlier_source(),
             "data_fingerprint": self.data.fingerprint,
             "tokenizer_sha256": self.data.manifests[self.data.names[0]].tokenizer["sha256"],
             "n_parameters": self.config.model.n_params,
@@ -349,6 +332,13 @@ class Trainer:
             "ranks": self.world.size,
             "versions": {"topklm": topklm.__version__, "torch": torch.__version__, **lingua},
         }
+
+    def _earlier_source(self) -> dict[str, Any] | None:
+        """What the process that began this run wrote of its source, which need not be there any more."""
+        try:
+            return json.loads((self.dump_dir / "provenance.json").read_text())["source"] if self.step else None
+        except (OSError, json.JSONDecodeError, KeyError):
+            return None
 
     def _write(self, figures: dict[str, Any]) -> None:
         if self.metrics is not None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from topklm.data import DataConfig, Manifest, ShardWriter, TrainData, open_data, write_manifest
+from topklm.data import DataConfig, Manifest, ShardWriter, Tokenizer, TrainData, open_data, write_manifest
 from topklm.data.split import split_rule
+from topklm.data.tokenizers import ByteTokenizer
 
 VOCAB = 60_000
 
@@ -34,19 +35,25 @@ def write_source(
     dtype: str = "uint16",
     sha256: str = "t" * 64,
     split: tuple[float, str] = (0.1, "salt"),
+    tokenizer: Tokenizer | None = None,
+    n_bytes: Callable[[Sequence[int] | np.ndarray], int] = lambda ids: 3 * len(ids),
+    add_bos: bool = False,
 ) -> Manifest:
+    """Documents of token ids as a prepared source. Without a `tokenizer` its record is made up, and so is its hash."""
     shards = []
     for part, texts in (("train", train), ("val", val)):
         with ShardWriter(root / name, part, "part", dtype, max_tokens) as writer:
             for ids in texts:
-                writer.add(ids, n_bytes=3 * len(ids))
+                writer.add(ids, n_bytes=n_bytes(ids))
         shards += writer.close()
-    tokenizer: dict[str, Any] = {"name": "bytes", "sha256": sha256, "vocab_size": VOCAB, "bos_id": None, "eos_id": None}
+    made_up = {"name": "bytes", "sha256": sha256, "vocab_size": VOCAB, "bos_id": None, "eos_id": None}
+    record: dict[str, Any] = tokenizer.meta() if tokenizer else made_up
     manifest = Manifest(
-        source=name, dtype=dtype, tokenizer=tokenizer, add_bos=False, add_eos=False,
+        source=name, dtype=dtype, tokenizer=record, add_bos=add_bos, add_eos=False,
         split=split_rule(*split), origin={"path": "somewhere"}, counts={}, skipped={}, shards=shards,
     )  # fmt: skip
     write_manifest(root / name, manifest)
+    (tokenizer or ByteTokenizer()).save(root / name / "tokenizer")
     return manifest
 
 
