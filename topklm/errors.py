@@ -58,5 +58,11 @@ class CheckpointError(TopklmError):
     exit_code = 5
 
 
+class ParityError(TopklmError):
+    """Two forms of one model, such as a checkpoint and its export, do not compute the same."""
+
+    exit_code = 6
+
+
 EXIT_PREEMPTED = 75
 """Stopped by a signal after saving: start the same command again to go on (EX_TEMPFAIL, which SLURM requeues on)."""

@@ -1,0 +1,55 @@
+"""The directory of an export: written beside its place, and moved there when it is complete and checked."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from topklm.errors import ConfigError, ParityError, Problem
+
+MARK = "export.json"
+"""File of every export that tells what it was made of; what holds one may be replaced by another export."""
+
+
+@contextmanager
+def export_directory(out: Path, source: Path, facts: dict[str, Any], *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield an empty `<out>.tmp`; when the block ends without an error, `facts` go into it and it becomes `out`.
+
+    After an error nothing stands at `out` that was not there before; a `ParityError` leaves `<out>.tmp` to look at.
+    Raises `ConfigError` if `out` is there and is no earlier export (unless `overwrite`), or holds the `source`.
+    """
+    check_place(out, source, overwrite=overwrite)
+    part = out.with_name(f"{out.name}.tmp")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+    except ParityError:
+        raise
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    (part / MARK).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    doomed = out.with_name(f"{out.name}.old.tmp")
+    shutil.rmtree(doomed, ignore_errors=True)
+    if out.exists():
+        os.replace(out, doomed)
+    os.replace(part, out)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def check_place(out: Path, source: Path, *, overwrite: bool = False) -> None:
+    """Raise `ConfigError` if an export to `out` would destroy something."""
+    if source.resolve().is_relative_to(out.resolve()):
+        raise ConfigError([Problem("out", f"{out} holds the checkpoint {source} itself; give another directory")])
+    if out.exists() and not out.is_dir():
+        raise ConfigError([Problem("out", f"{out} is a file; give a directory")])
+    if out.is_dir() and any(out.iterdir()) and not (out / MARK).is_file() and not overwrite:
+        raise ConfigError(
+            [Problem("out", f"{out} is there and is no earlier export; give another directory, or overwrite=true")]
+        )
