@@ -7,6 +7,7 @@ import hashlib
 import logging
 import os
 import random
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -39,8 +40,8 @@ class HarnessOutcome:
 
     results: dict[str, Any] = field(default_factory=dict)
     """As `lm_eval.simple_evaluate` returns it, without `samples` and the description of the machine; and of ours, by
-    task: `chance` (accuracy of guessing, or None), `near_chance` (metrics within two standard errors of it) and
-    `requests` (their number, scored tokens, prompts that were cut)."""
+    task: `chance` (accuracy of guessing, or None), `near_chance` (metrics within two standard errors of it), `requests`
+    (their number, scored tokens, prompts that were cut) and `task_hashes`."""
     samples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """The harness's log of each task, document by document; empty with log_samples=false."""
     failed: dict[str, str] = field(default_factory=dict)
@@ -80,12 +81,27 @@ def run_harness(
                 crew.serve()
                 return HarnessOutcome()
             try:
-                run = _Run(model, tokenizer, crew, config, context, marks)
-                return run.all(tasks or load_tasks(config, tasks_dir), done)
+                loaded = tasks or load_tasks(config, tasks_dir)
+                return _Run(model, tokenizer, crew, config, context, marks, loaded).all(done)
             finally:
                 crew.dismiss()
     finally:
         model.train(was_training)
+
+
+def settings_of(config: HarnessConfig) -> dict[str, Any]:
+    """What decides a task's figures beside the task and the model, in the harness's names of its results."""
+    return {
+        "limit": config.limit,
+        "num_fewshot": config.num_fewshot,
+        "bootstrap_iters": config.bootstrap_iters,
+        "log_samples": config.log_samples,
+        "gen_kwargs": config.gen_kwargs,
+        "random_seed": config.random_seed,
+        "numpy_seed": config.numpy_random_seed,
+        "torch_seed": config.torch_random_seed,
+        "fewshot_seed": config.fewshot_random_seed,
+    }
 
 
 def _work(model: Transformer, tokenizer: Tokenizer, scorer: Scorer) -> dict[str, Work]:
@@ -111,9 +127,16 @@ class _Run:
     """On rank 0: one task after the other, and what they have in common."""
 
     def __init__(
-        self, model: Transformer, tokenizer: Tokenizer, crew: Crew, config: HarnessConfig, context: int, marks: Marks
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        crew: Crew,
+        config: HarnessConfig,
+        context: int,
+        marks: Marks,
+        tasks: LoadedTasks,
     ):
-        self.config = config
+        self.config, self.tasks = config, tasks
         self.evaluate = require("lm_eval.evaluator", EXTRA).evaluate
         lm = require("topklm.evaluate.harness_model", EXTRA).HarnessModel
         self.lm = lm(tokenizer, crew, window=context, marks=marks, progress=shown, seed=config.torch_random_seed)
@@ -122,16 +145,13 @@ class _Run:
             key = _fingerprint(model, tokenizer, context, marks)
             caching = require("lm_eval.api.model", EXTRA).CachingLM
             self.answers = caching(self.lm, f"{config.use_cache}_{key[:16]}.db")
-        settings = ("limit", "bootstrap_iters", "gen_kwargs", "use_cache", "random_seed")
         self.results: dict[str, Any] = {
             "config": {
                 "model": "topklm",
                 "model_args": {"max_length": context, "marks": marks.words},
                 "device": str(model.head_weight.device),
-                "numpy_seed": config.numpy_random_seed,
-                "torch_seed": config.torch_random_seed,
-                "fewshot_seed": config.fewshot_random_seed,
-                **{name: getattr(config, name) for name in settings},
+                "use_cache": config.use_cache,
+                **settings_of(config),
             },
             "lm_eval_version": require("lm_eval", EXTRA).__version__,
             "date": time.time(),
@@ -139,10 +159,10 @@ class _Run:
         }
         self.samples: dict[str, list[dict[str, Any]]] = {}
 
-    def all(self, tasks: LoadedTasks, done: Callable[[HarnessOutcome], None] | None) -> HarnessOutcome:
-        failed = dict(tasks.failed)
+    def all(self, done: Callable[[HarnessOutcome], None] | None) -> HarnessOutcome:
+        failed = dict(self.tasks.failed)
         outcome = HarnessOutcome(self.results, self.samples, failed)
-        for name, loaded in tasks.found.items():
+        for name, loaded in self.tasks.found.items():
             try:
                 self.one(loaded)
             except ConfigError as error:
@@ -161,7 +181,7 @@ class _Run:
         random.seed(config.random_seed)
         np.random.seed(config.numpy_random_seed)
         torch.manual_seed(config.torch_random_seed)
-        with _single_process():
+        with _single_process(), contextlib.redirect_stdout(sys.stderr):  # the harness prints what it does
             found = self.evaluate(
                 self.answers, loaded, limit=config.limit, cache_requests=config.cache_requests,
                 rewrite_requests_cache=config.rewrite_requests_cache, bootstrap_iters=config.bootstrap_iters,
@@ -209,6 +229,7 @@ class _Run:
         found.setdefault("chance", {})[name] = chance
         found.setdefault("near_chance", {})[name] = near_chance(metrics, chance)
         found.setdefault("requests", {})[name] = {"n": len(instances), "scored_tokens": sum(tokens), "cut": n_cut}
+        found.setdefault("task_hashes", {})[name] = self.tasks.hashes[name]
 
 
 @contextlib.contextmanager

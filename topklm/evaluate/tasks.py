@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import hashlib
+import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,12 @@ class LoadedTasks:
     a tag has several tasks."""
     failed: dict[str, str]
     """By the name that was asked for: why it cannot run, and what to do."""
+    hashes: dict[str, str]
+    """sha256 (hex) of every task: its documents and how they become requests."""
+
+    def only(self, names: Iterable[str]) -> LoadedTasks:
+        """The same with fewer of those that were found."""
+        return LoadedTasks({name: self.found[name] for name in names}, self.failed, self.hashes)
 
 
 def check_tasks(config: HarnessConfig, tasks_dir: str | None = None) -> dict[str, str]:
@@ -65,7 +73,16 @@ def load_tasks(config: HarnessConfig, tasks_dir: str | None = None) -> LoadedTas
                 log.warning("task %s cannot run: %s", name, failed[name])
                 if _is_unreachable(error):  # asking again takes half a minute for every task
                     stack.enter_context(_offline())
-    return LoadedTasks(found, failed)
+    tasks = {name: task for loaded in found.values() for name, task in loaded["tasks"].items()}
+    return LoadedTasks(found, failed, {name: _hash(task) for name, task in tasks.items()})
+
+
+def _hash(task: Any) -> str:
+    settings = {k: v for k, v in task.dump_config().items() if k not in ("metadata", "dataset_kwargs")}
+    digest = hashlib.sha256(json.dumps([task.VERSION, settings], sort_keys=True, default=str).encode())
+    for document in task.eval_docs:
+        digest.update(json.dumps(document, sort_keys=True, default=str).encode())
+    return digest.hexdigest()
 
 
 def _manager(config: HarnessConfig, local: dict[str, dict[str, Any]], tasks_dir: str | None) -> Any:

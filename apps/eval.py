@@ -1,0 +1,106 @@
+"""Evaluate checkpoints: tasks of lm-evaluation-harness, and perplexity on held-out text.
+
+    python -m apps.eval config=configs/eval/paper.yaml ckpt=runs/paper/topk_d1024_l8
+    torchrun --nproc-per-node 8 -m apps.eval config=configs/eval/paper.yaml ckpts=[runs/a,runs/b]
+    python -m apps.eval compare runs/a runs/b [out=report/evaluation]
+
+Results go to evals/STEP of the run, task by task; the same command again goes on where it was. `compare` makes a table
+of evaluations, with standard errors and the paired difference of twins. Exit codes: 0 done, 2 wrong configuration,
+3 data, or some tasks could not run (the others have), 5 checkpoint. See docs/evaluation.md.
+"""
+
+from __future__ import annotations
+
+if __package__ != "apps":
+    raise SystemExit("start it from the repository's root: python -m apps.eval config=FILE")
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+from apps._program import run
+from topklm.errors import DataError, Problem
+from topklm.evaluate.app_config import EvalAppConfig
+from topklm.evaluate.ranks import Ranks
+
+
+def main(config: EvalAppConfig) -> int:
+    from rich.console import Console
+
+    from topklm.evaluate.checkpoints import evaluate_checkpoints
+    from topklm.evaluate.summary import summary_table
+
+    with job(config) as ranks:
+        evaluated = evaluate_checkpoints(config, ranks)
+    if not ranks.is_first:
+        return 0
+    console = Console()
+    for one in evaluated:
+        console.print(summary_table(one))
+    failed = {name: reason for one in evaluated for name, reason in one.failed.items()}
+    for name, reason in failed.items():
+        print(f"eval: {name} was not run: {reason}", file=sys.stderr)
+    return DataError.exit_code if failed else 0
+
+
+@contextmanager
+def job(config: EvalAppConfig) -> Iterator[Ranks]:
+    """This process among torchrun's ranks, or alone."""
+    import torch
+    import torch.distributed as dist
+
+    from topklm.train.parallel import world_from_env
+
+    world = world_from_env()
+    device = world.device if config.device == "auto" else torch.device(config.device, world.local_rank)
+    if device.type == "cpu":
+        device = torch.device("cpu")
+    else:
+        torch.cuda.set_device(device)
+    if world.size > 1:
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(minutes=config.timeout_minutes))
+    try:
+        yield Ranks(world.rank, world.size, device)
+    finally:
+        if world.size > 1:
+            dist.destroy_process_group()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareConfig:
+    """Which evaluations are compared, and where to."""
+
+    runs: list[str] = field(default_factory=list)
+    """Runs (their newest evaluation) or directories of evaluations (evals/STEP), in the order of the table."""
+    out: str = "report/evaluation"
+    """Directory of the tables."""
+
+    def problems(self) -> Iterator[Problem]:
+        if not self.runs:
+            yield Problem("runs", "is empty; name the runs: python -m apps.eval compare RUN RUN ...")
+
+
+def compare(config: CompareConfig) -> None:
+    from rich.console import Console
+
+    from topklm.report.evals import compare_evaluations, rich_tables, write_comparison
+
+    comparison = compare_evaluations([Path(path) for path in config.runs])
+    console = Console()
+    console.print(rich_tables(comparison))
+    written = write_comparison(comparison, Path(config.out))
+    console.print("written: " + ", ".join(map(str, written)), highlight=False, markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["compare"]:
+        runs = [arg for arg in sys.argv[2:] if "=" not in arg and not arg.startswith("-")]
+        others = [arg for arg in sys.argv[2:] if arg not in runs]
+        sys.argv[1:] = [*others, *([f"runs={json.dumps(runs)}"] if runs else [])]
+        run(compare, CompareConfig, "eval", __doc__ or "")
+    run(main, EvalAppConfig, "eval", __doc__ or "")
