@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from topklm.errors import ConfigError
 from topklm.sparsity.blocks import check_untouched, find_blocks, stream_dim
 from topklm.sparsity.config import TopKConfig
+from topklm.sparsity.live_config import refuse_own_topk, write_alpha, write_topk
 from topklm.sparsity.registry import build_activation
 
 STATE = "_topk"
@@ -94,10 +95,12 @@ def sparsify(model: nn.Module, cfg: TopKConfig | None, blocks: nn.ModuleList | s
     `n_dense_tail` = L the model stays as it is. alpha is 0 afterwards; see `set_alpha`.
 
     Call it before activation checkpointing, compiling and sharding: raises `ConfigError` for a model that is
-    already sparsified, wrapped, compiled or sharded, without a stack of blocks, or too small for `cfg`.
+    already sparsified, wrapped, compiled or sharded, without a stack of blocks, or too small for `cfg`. A Hugging Face
+    object gets `config.topk` and a warning, because transformers loads what it saves as a dense model.
     """
     if cfg is None:
         return model
+    refuse_own_topk(model)
     stack = find_blocks(model, blocks)
     problems = [*cfg.problems(), *cfg.problems_for(stream_dim(model, stack), len(stack))]
     if problems:
@@ -112,6 +115,7 @@ def sparsify(model: nn.Module, cfg: TopKConfig | None, blocks: nn.ModuleList | s
             block.__dict__[STATE] = state
             base: Any = type(block)
             block.__class__ = sparse_class(base)
+        write_topk(model, cfg)
     return model
 
 
@@ -137,6 +141,7 @@ def set_alpha(model: nn.Module, value: float) -> None:
             state.alpha.fill_(value)
         state.value = value
         state.annealing = bool(state.alpha)  # as fp32 sees it: 1e-46 is 0
+    write_alpha(model, value)
 
 
 def get_alpha(model: nn.Module) -> float | None:
