@@ -26,8 +26,8 @@ def load_config(schema: type[T], args: Sequence[str]) -> T:
     """Read `config=FILE` and `key.path=value` arguments into a `schema`.
 
     Later arguments win over earlier ones and over the file. Values are YAML (`topk=null`, `data.sources={a: 1}`) but
-    for `Verbatim` fields, `${other.key}` refers to another key. Raises `ConfigError` with every problem found, before anything else is
-    done; keys of Meta Lingua that have no effect here are named in one warning.
+    for `Verbatim` fields, `${other.key}` refers to another key. Raises `ConfigError` with every problem found, before
+    anything else is done; keys of Meta Lingua that have no effect here are named in one warning.
     """
     problems: list[Problem] = []
     files = [arg.removeprefix("config=") for arg in args if arg.startswith("config=")]

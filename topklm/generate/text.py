@@ -8,6 +8,8 @@ from topklm.data import Tokenizer
 
 _KEPT = 8
 """Tokens before the newest ones that are decoded with them."""
+_KEPT_AT_MOST = 64
+"""Where those do not suffice: blank lines, a row of characters that are no tokens by themselves."""
 _BROKEN = "\ufffd"
 
 
@@ -30,24 +32,31 @@ class TokenText:
         # Up to three bytes at the end may be the beginning of a character.
         whole = text.rstrip(_BROKEN)
         certain = text[: max(len(whole), len(text) - 3)]
-        new = certain[self._given :]
-        self._given = max(self._given, len(certain))
+        if certain != text and not certain.startswith(self._given):
+            # Some decoders give up a whole run of bytes while its last character is not complete.
+            return ""
+        new = certain[len(self._given) :]
+        self._given += new
         if certain == text and len(self._ids) - self._start > 3 * _KEPT:
             self._start, self._given = self._anchor()
         return new
 
     def rest(self) -> str:
         """What was held back."""
-        return self._tokenizer.decode(self._ids[self._start :])[self._given :]
+        return self._tokenizer.decode(self._ids[self._start :])[len(self._given) :]
 
-    def _anchor(self) -> tuple[int, int]:
-        """Where the decoded part begins from now on, a few tokens back and with text (leading spaces are dropped), and
-        the length of its text, which was given."""
-        start, text = len(self._ids), ""
-        while start > 0 and (len(self._ids) - start < _KEPT or not text.strip()):
-            start = max(0, start - _KEPT)
+    def _anchor(self) -> tuple[int, str]:
+        """Where the decoded part begins from now on, and its text, which was given.
+
+        A few tokens back, where it has text (leading spaces are dropped) and does not begin inside a character.
+        """
+        n = len(self._ids)
+        for start in range(max(0, n - _KEPT), max(0, n - _KEPT_AT_MOST), -1):
             text = self._tokenizer.decode(self._ids[start:])
-        return start, len(text)
+            if text.strip() and not text.startswith(_BROKEN):
+                return start, text
+        start = max(0, n - _KEPT_AT_MOST)
+        return start, self._tokenizer.decode(self._ids[start:])
 
 
 class StopScanner:

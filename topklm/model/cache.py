@@ -44,10 +44,14 @@ class KVCache:
     def is_empty(self) -> bool:
         return not any(self._filled)
 
-    def begin(self, length: int) -> tuple[Tensor, Tensor | None]:
+    def begin(self, batch: int, length: int) -> tuple[Tensor, Tensor | None]:
         """Make room for `length` more tokens a row: their positions [B, T], and the mask [B, 1, T, S] of the slots that
-        each may attend to; None where that is plain causal attention, or all slots. Raises `ConfigError` if it is full.
+        each may attend to; None where that is plain causal attention, or all slots.
+
+        Raises `ConfigError` if there is no room, or another number of rows.
         """
+        if batch != self.batch:
+            raise ConfigError(f"a batch of {batch} rows does not continue a cache of {self.batch}")
         longest = max(self._filled)
         if longest + length > self.capacity:
             raise ConfigError(

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from topklm.errors import ConfigError
 from topklm.model.cache import KVCache, LayerCache
 from topklm.model.config import ModelConfig
 from topklm.model.init import init_weights
@@ -77,6 +78,8 @@ class Transformer(nn.Module):
         """The residual stream after the last block, [B, T, D], before the final norm."""
         h = self.tok_embeddings(tokens)
         if cache is not None:
+            if document_ids is not None:
+                raise ConfigError("a cache has one document a row; document_ids are for packed sequences without one")
             return self._continued(h, cache)
         rope = self._rope(tokens.shape[1], h)
         mask = None if document_ids is None else same_document_mask(document_ids)
@@ -92,7 +95,7 @@ class Transformer(nn.Module):
         """The blocks on the next T tokens of the cache's rows; h: [B, T, D]."""
         if cache.rope is None:
             cache.rope = self._rope(cache.capacity, h)
-        positions, mask = cache.begin(h.shape[1])
+        positions, mask = cache.begin(*h.shape[:2])
         cos, sin = (table[positions] for table in cache.rope)  # [B, T, d / 2]
         for layer, kept in zip(self.layers, cache.layers, strict=True):
             h = layer(h, (cos, sin), mask, kept)
