@@ -46,26 +46,30 @@ def panels(
     `heights` and `width` are in inches. Returns (figure, axes from top to bottom, the provenance). Call it and draw
     under `house_style()`.
     """
+    lines = provenance(runs)
+    figure = framed(title, lines, sum(heights), width)
+    axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=list(heights))[:, 0]
+    return figure, list(axes), "\n".join(lines)
+
+
+def framed(title: str, lines: Sequence[str], height: float, width: float = 8.0) -> Figure:
+    """An empty figure with `height` inches for its panels, a title above and `lines`, wrapped, at its bottom."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    text = "\n".join(provenance(runs))
     # 18 characters of 7 points fit an inch, also those of long paths.
-    lines = [
-        part for line in text.split("\n") for part in textwrap.wrap(line, int(18 * width), subsequent_indent="    ")
-    ]
-    foot = _LINE_INCHES * (len(lines) + 2)
-    height = sum(heights) + foot
+    wrapped = [part for line in lines for part in textwrap.wrap(line, int(18 * width), subsequent_indent="    ")]
+    foot = _LINE_INCHES * (len(wrapped) + 2)
+    height += foot
     figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
     figure.set_layout_engine("constrained", rect=(0, foot / height, 1, 1 - foot / height), h_pad=0.08)
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold")
-    axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=list(heights))[:, 0]
     figure.text(
-        0.01, _LINE_INCHES / 2 / height, "\n".join(lines), fontsize=7, color="#555555", va="bottom", linespacing=1.35,
-        parse_math=False,
+        0.01, _LINE_INCHES / 2 / height, "\n".join(wrapped), fontsize=7, color="#555555", va="bottom",
+        linespacing=1.35, parse_math=False,
     )  # fmt: skip
-    return figure, list(axes), text
+    return figure
 
 
 def provenance(runs: Sequence[Run]) -> list[str]:

@@ -1,0 +1,242 @@
+"""The comparison of evaluations as tables: Markdown, CSV, LaTeX, terminal.
+
+A row a model, as in the paper's Table 1; on the terminal, where that is too wide, a row a figure.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from topklm.report.evals.compare import Difference, EvalComparison, EvalRow
+from topklm.report.evals.figures import Cell, Column
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+NEAR = "~"
+"""Marks a score that does not differ from guessing."""
+
+
+def markdown(comparison: EvalComparison) -> str:
+    """The comparison as a Markdown page: models, differences of twins, notes, provenance."""
+    columns = comparison.main_columns
+    models = [["model", "activation", "k", "D", "L", "step", *(column.title for column in columns)]]
+    models += [[*_description(row), *(value_text(row.cells.get(c), c) for c in columns)] for row in comparison.rows]
+    models.append(["chance", *[""] * 5, *(_chance_text(comparison, column) for column in columns)])
+    parts = ["# Evaluation", _pipes(models, left=2), "± one standard error."]
+    if comparison.differences:
+        lines = [["TopK", "dense twin", "figure", "n", "difference", "95 % interval", "bootstrap interval", ""]]
+        for difference in _main(comparison):
+            lines.append([difference.run, difference.twin, *_difference_texts(difference)])
+        parts += ["## Against the dense twin", _pipes(lines, left=3)]
+    if comparison.notes:
+        parts.append("\n".join(f"- {note}" for note in comparison.notes))
+    provenance = [["model", *PROVENANCE]]
+    provenance += [[row.run.name, *(_shown(_recorded(row, key)) for key in PROVENANCE)] for row in comparison.rows]
+    parts += ["## Provenance", _pipes(provenance, left=len(provenance[0]))]
+    return "\n\n".join(parts) + "\n"
+
+
+PROVENANCE = (
+    "directory", "checkpoint", "checkpoint_sha256", "step", "alpha", "tokenizer_sha256", "context", "bos", "dtype",
+    "device", "seed", "date", "topklm", "torch", "lm_eval",
+)  # fmt: skip
+"""Where a row's figures come from."""
+
+
+def csv_text(comparison: EvalComparison) -> str:
+    """Every figure of every model, unrounded, a row each; empty: not known."""
+    head = ["model", "task", "metric", "setting", "value", "stderr", "chance", "near_chance", "documents",
+            "higher_is_better", *PROVENANCE]  # fmt: skip
+    lines: list[list[Any]] = []
+    for row in comparison.rows:
+        for column in comparison.columns:
+            if (cell := row.cells.get(column)) is not None:
+                lines.append([
+                    row.run.name, column.task, column.metric, column.setting, cell.value, cell.stderr, cell.chance,
+                    cell.near_chance, cell.n, column.higher_is_better, *(_recorded(row, key) for key in PROVENANCE),
+                ])  # fmt: skip
+    return _csv([head, *lines])
+
+
+def differences_csv(comparison: EvalComparison) -> str:
+    """Every paired difference, unrounded; for a perplexity of logarithms, in nats, and its exponential beside it."""
+    head = ["model", "twin", "task", "metric", "setting", "n", "difference", "stderr", "low", "high", "bootstrap_low",
+            "bootstrap_high", "ratio"]  # fmt: skip
+    lines: list[list[Any]] = []
+    for d in comparison.differences:
+        p, c = d.paired, d.column
+        ratio = math.exp(p.difference) if c.scale == "perplexity" else None
+        lines.append([d.run, d.twin, c.task, c.metric, c.setting, p.n, p.difference, p.stderr, p.low, p.high,
+                      p.bootstrap_low, p.bootstrap_high, ratio])  # fmt: skip
+    return _csv([head, *lines])
+
+
+def latex(comparison: EvalComparison) -> str:
+    """The table of models for LaTeX (booktabs), its notes as a comment above and a line below."""
+    columns = comparison.main_columns
+    head = " & ".join(_tex(text) for text in ["model", "k", "D", "L", *(column.title for column in columns)])
+    lines = []
+    for row in comparison.rows:
+        name, _, k, dim, layers, _ = _description(row)
+        cells = [_tex_cell(row.cells.get(column), column) for column in columns]
+        lines.append(" & ".join([_tex(name), k, dim, layers, *cells]) + r" \\")
+    lines += [r"\midrule", " & ".join(["chance", "", "", "", *(_chance_text(comparison, c) for c in columns)]) + r" \\"]
+    for difference in _main(comparison):
+        _, n, value, interval, _, verdict = _difference_texts(difference)
+        lines.append(_tex_comment(f"{difference.run} against {difference.twin}, {difference.column.title}, n = {n}: "
+                                  f"{value} [{interval}] {verdict}"))  # fmt: skip
+    notes = "\n".join(_tex_comment(note) for note in comparison.notes)
+    spec = "l" + "r" * (3 + len(columns))
+    body = "\n".join(lines)
+    mark = (
+        rf"\multicolumn{{{len(spec)}}}{{l}}{{\footnotesize $\pm$ one standard error; $\sim$ within two of guessing.}}"
+    )
+    return (
+        f"{notes}\n\\begin{{tabular}}{{{spec}}}\n\\toprule\n{head} \\\\\n\\midrule\n{body}\n\\bottomrule\n"
+        f"{mark} \\\\\n\\end{{tabular}}\n"
+    )
+
+
+def rich_tables(comparison: EvalComparison) -> Group:
+    """The comparison for a terminal: a row a figure, a column a model, then the differences of twins, then notes."""
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    def table(title: str, heads: Sequence[str], lines: Sequence[Sequence[str]], left: int) -> Table:
+        made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+        for i, head in enumerate(heads):
+            made.add_column(Text(head), justify="left" if i < left else "right", overflow="fold")
+        for line in lines:
+            made.add_row(*map(Text, line))
+        return made
+
+    heads = ["± one standard error", *(row.run.name for row in comparison.rows), "chance"]
+    lines = [
+        [c.title, *(value_text(row.cells.get(c), c) for row in comparison.rows), _chance_text(comparison, c)]
+        for c in comparison.main_columns
+    ]
+    tables = [table("Evaluation", heads, lines, 1)]
+    if comparison.differences:
+        heads = ["less its dense twin", "figure", "n", "difference", "95 % interval", ""]
+        lines = []
+        for difference in _main(comparison):
+            title, n, value, interval, _, verdict = _difference_texts(difference)
+            lines.append([difference.run, title, n, value, interval, verdict])
+        tables.append(table("Paired differences", heads, lines, 2))
+    return Group(*tables, *(Text(f"- {note}") for note in comparison.notes))
+
+
+def value_text(cell: Cell | None, column: Column) -> str:
+    """A value with its standard error and the mark of guessing: `0.2710 ± 0.0134 ~`."""
+    if cell is None:
+        return "-"
+    if not math.isfinite(cell.value):
+        return "not finite"
+    form = ".2f" if column.scale == "perplexity" else ".4f"
+    error = "" if cell.stderr is None else f" ± {cell.stderr:{form}}"
+    return f"{cell.value:,{form}}{error}{f' {NEAR}' if cell.near_chance else ''}"
+
+
+def interval_of(difference: Difference) -> tuple[float, float, float]:
+    """(value, low, high) as they are shown: a ratio for a perplexity, else a difference."""
+    p = difference.paired
+    values = (p.difference, p.low, p.high)
+    return tuple(map(_exp, values)) if difference.column.scale == "perplexity" else values  # type: ignore[return-value]
+
+
+def verdict(difference: Difference) -> str:
+    """worse, better, or nothing where the interval holds no difference."""
+    p = difference.paired
+    if not (p.low > 0 or p.high < 0):
+        return ""
+    return "better" if (p.low > 0) == difference.column.higher_is_better else "worse"
+
+
+def _main(comparison: EvalComparison) -> list[Difference]:
+    shown = set(comparison.main_columns)
+    return [difference for difference in comparison.differences if difference.column in shown]
+
+
+def _difference_texts(difference: Difference) -> list[str]:
+    """Title, n, value, interval, bootstrap interval, verdict."""
+    p, is_ratio = difference.paired, difference.column.scale == "perplexity"
+
+    def text(value: float) -> str:
+        return f"x {_exp(value):.4f}" if is_ratio else f"{value:+.4f}"
+
+    def span(low: float, high: float) -> str:
+        return "-" if math.isnan(low) else f"{text(low)} to {text(high)}".replace("to x ", "to ")
+
+    return [
+        difference.column.title,
+        f"{p.n:,}",
+        text(p.difference),
+        span(p.low, p.high),
+        span(p.bootstrap_low, p.bootstrap_high),
+        verdict(difference),
+    ]
+
+
+def _exp(value: float) -> float:
+    return math.exp(min(value, 700.0))
+
+
+def _description(row: EvalRow) -> list[str]:
+    """Name, activation, k, D, L, step."""
+    setting = row.run.setting
+    activation = "dense" if row.run.is_dense else setting("topk.activation") or "topk"
+    values = [setting("topk.k"), setting("model.dim"), setting("model.n_layers"), row.step]
+    return [row.run.name, activation, *map(_shown, values)]
+
+
+def _chance_text(comparison: EvalComparison, column: Column) -> str:
+    levels = {cell.chance for row in comparison.rows if (cell := row.cells.get(column)) and cell.chance is not None}
+    return " / ".join(f"{level:.4f}" for level in sorted(levels))
+
+
+def _recorded(row: EvalRow, key: str) -> Any:
+    provenance = row.evaluation.provenance
+    if key == "directory":
+        return str(row.evaluation.path)
+    return provenance[key] if key in provenance else provenance.get("versions", {}).get(key)
+
+
+def _shown(value: Any) -> str:
+    text = "-" if value is None or value == "" else str(value)
+    return text[:12] if len(text) == 64 else text  # a hash
+
+
+def _pipes(lines: Sequence[Sequence[str]], left: int) -> str:
+    rule = ["---"] * left + ["---:"] * (len(lines[0]) - left)
+    cells = [lines[0], rule, *([text.replace("|", "\\|") for text in line] for line in lines[1:])]
+    return "\n".join("| " + " | ".join(line) + " |" for line in cells)
+
+
+def _csv(lines: Sequence[Sequence[Any]]) -> str:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(lines)
+    return out.getvalue()
+
+
+_TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+        **{c: f"\\{c}" for c in "&%$#_{}"}}  # fmt: skip
+
+
+def _tex(text: str) -> str:
+    return "".join(_TEX.get(character, character) for character in text)
+
+
+def _tex_cell(cell: Cell | None, column: Column) -> str:
+    text = value_text(cell, column)
+    return text.replace("±", r"$\pm$").replace(NEAR, r"$\sim$").replace(",", "{,}")
+
+
+def _tex_comment(text: str) -> str:
+    return "% " + " ".join(text.split())
