@@ -117,8 +117,8 @@ def open_data(config: DataConfig) -> TrainData:
     root = Path(config.root_dir)
     if not root.is_dir():
         raise DataError(
-            f"data.root_dir {root} does not exist; prepare the sources first: {PREPARE} out_dir={root} (if you have Meta "
-            "Lingua's JSONL files, give their directory as data.root_dir: the answer is the command that prepares them)"
+            f"data.root_dir {root} does not exist; prepare the sources first: {PREPARE} out_dir={root} (if you have "
+            "Meta Lingua's JSONL files, give their directory as data.root_dir: the answer is the command for them)"
         )
     problems: list[str] = []
     unprepared, advice = unprepared_lingua(config)
