@@ -6,20 +6,12 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
+from topklm.evaluate.validation import ratio_stderr
+
 Metrics = dict[str, Any]
 """One task's results in the harness's schema: `acc,none`, `acc_stderr,none`, ..."""
-
-
-def ratio_error(pairs: Sequence[tuple[float, float]]) -> float | None:
-    """Standard error of sum(a) / sum(w) over documents (a, w) that were drawn independently; None for fewer than two.
-
-    First order (delta method, Cochran, Sampling Techniques, 6.4): sqrt(n / (n - 1) * sum((a - R w)^2)) / sum(w).
-    """
-    n, total = len(pairs), sum(w for _, w in pairs)
-    if n < 2 or not total:
-        return None
-    ratio = sum(a for a, _ in pairs) / total
-    return math.sqrt(n / (n - 1) * sum((a - ratio * w) ** 2 for a, w in pairs)) / total
 
 
 def fill_errors(metrics: Metrics, samples: Iterable[dict[str, Any]]) -> None:
@@ -35,14 +27,9 @@ def fill_errors(metrics: Metrics, samples: Iterable[dict[str, Any]]) -> None:
                 pairs.setdefault((name, sample["filter"]), []).append((-float(value[0]), float(value[1])))
     for (name, filter_), found in pairs.items():
         slope = {"bits_per_byte": 1 / math.log(2)}.get(name, metrics.get(f"{name},{filter_}"))
-        error, key = ratio_error(found), f"{name}_stderr,{filter_}"
-        if (
-            name.endswith(("_perplexity", "bits_per_byte"))
-            and metrics.get(key) == "N/A"
-            and slope
-            and error is not None
-        ):
-            metrics[key] = slope * error
+        is_known, key = name.endswith(("_perplexity", "bits_per_byte")), f"{name}_stderr,{filter_}"
+        if is_known and slope and len(found) > 1 and metrics.get(key) == "N/A":
+            metrics[key] = slope * ratio_stderr(*np.array(found).T)
 
 
 def add_token_perplexity(metrics: Metrics, samples: Sequence[dict[str, Any]], n_tokens: dict[int, int]) -> None:

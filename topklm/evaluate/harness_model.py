@@ -97,8 +97,9 @@ class HarnessModel(TemplateLM):
         """Ids of context and continuation, encoded together and then divided, as the harness does it."""
         if context:
             context_ids, ids = self._encode_pair(context, continuation)
-            # A tokenizer that joins both to fewer tokens than the context has leaves nothing to score.
-            return context_ids, ids or self.tok_encode(continuation, add_special_tokens=False)
+            # A context of nothing but spaces leaves no context; a tokenizer that joins both to no more tokens than the
+            # context has leaves nothing to score.
+            return context_ids or [self.prefix_token_id], ids or self.tok_encode(continuation, add_special_tokens=False)
         ids = self.tok_encode(continuation, add_special_tokens=False)
         if ids[:1] == [self.prefix_token_id]:
             return ids[:1], ids[1:]

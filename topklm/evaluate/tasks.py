@@ -17,7 +17,7 @@ from typing import Any
 
 from topklm.errors import ConfigError, Problem
 from topklm.evaluate.harness_config import HarnessConfig, task_name
-from topklm.evaluate.tasks_local import local_configs
+from topklm.evaluate.tasks_local import local_configs, stands_alone
 from topklm.optional import require
 
 log = logging.getLogger("topklm.evaluate")
@@ -88,7 +88,7 @@ def _hash(task: Any) -> str:
 def _manager(config: HarnessConfig, local: dict[str, dict[str, Any]], tasks_dir: str | None) -> Any:
     tasks = require("lm_eval.tasks", EXTRA)
     # The harness reads its 12,000 YAMLs to find one task: 5 s that local tasks do not need.
-    sufficient = all(isinstance(local.get(task_name(t), {}).get("task"), str) for t in config.tasks)
+    sufficient = all(stands_alone(task_name(task), local) for task in config.tasks)
     manager = tasks.TaskManager(include_path=tasks_dir, include_defaults=not sufficient)
     for name, content in local.items():
         entry = manager.task_index.get(name)

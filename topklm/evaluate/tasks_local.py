@@ -41,13 +41,24 @@ def local_configs(directory: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
+def stands_alone(name: str, local: dict[str, dict[str, Any]]) -> bool:
+    """Whether a task, or a group with all that is in it, needs nothing but local YAMLs."""
+    content = local.get(name)
+    if content is None:
+        return False
+    if not isinstance(content.get("group"), str):
+        return True
+    members = content.get("task") or []
+    names = [m if isinstance(m, str) else m.get("task") or m.get("group") for m in members]
+    return all(isinstance(member, str) and stands_alone(member, local) for member in names)
+
+
 def _resolved(content: dict[str, Any], directory: Path) -> dict[str, Any]:
-    settings = dict(content.get("dataset_kwargs") or {})
-    for key in ("data_files", "data_dir"):
-        if key in settings:
-            settings[key] = _absolute(settings[key], directory)
-    metadata = dict(content.get("metadata") or {})
-    return content | {"dataset_kwargs": settings, "metadata": metadata}
+    settings = content.get("dataset_kwargs")
+    if not isinstance(settings, dict):  # a group hands on all it has to its tasks, so nothing may be added
+        return content
+    paths = {k: _absolute(settings[k], directory) for k in ("data_files", "data_dir") if k in settings}
+    return content | {"dataset_kwargs": settings | paths}
 
 
 def _absolute(value: Any, directory: Path) -> Any:
