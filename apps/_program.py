@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal, NoReturn, TextIO, TypeVar
 
 from topklm.config import describe, load_config
@@ -19,12 +19,14 @@ Dtype = Literal["fp64", "fp32", "bf16", "fp16"]
 """Names of the precisions of a loaded model."""
 
 
-def run(main: Callable[[T], int | None], schema: type[T], program: str, doc: str) -> None:
-    """Run `main` with the configuration that the command line gives, then `sys.exit`.
+def run(
+    main: Callable[[T], int | None], schema: type[T], program: str, doc: str, args: Sequence[str] | None = None
+) -> None:
+    """Run `main` with the configuration that the command line (or `args`) gives, then `sys.exit`.
 
     Exit codes: what `main` returns (None is 0), the error's own `exit_code`, 130 after Ctrl-C.
     """
-    args = sys.argv[1:]
+    args = sys.argv[1:] if args is None else args
     if not args or {"-h", "--help"} & set(args):
         print(describe(schema, program, doc))
         sys.exit(0 if args else 2)

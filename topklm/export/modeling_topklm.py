@@ -25,6 +25,7 @@ AUTO_MAP = {
     "AutoModel": "modeling_topklm.TopKLlamaModel",
     "AutoModelForCausalLM": "modeling_topklm.TopKLlamaForCausalLM",
 }
+ACTIVATIONS = ("topk",)
 
 
 class TopKLlamaConfig(LlamaConfig):
@@ -145,7 +146,10 @@ def _checked(config: TopKLlamaConfig) -> dict[str, Any]:
     topk = {"activation": "topk", "anneal_form": "blend", "alpha": 0.0, **config.topk}
     k, tail, alpha = topk.get("k"), topk.get("n_dense_tail"), topk["alpha"]
     rules = {
-        f"activation {topk['activation']!r} is unknown to this file; it has: topk": topk["activation"] == "topk",
+        f"activation {topk['activation']!r} is unknown to this file; it has: {', '.join(ACTIVATIONS)}": topk[
+            "activation"
+        ]
+        in ACTIVATIONS,
         f"k {k!r} is not in 1 ... {config.hidden_size}": isinstance(k, int) and 1 <= k <= config.hidden_size,
         f"n_dense_tail {tail!r} is not in 0 ... {config.num_hidden_layers}": isinstance(tail, int)
         and 0 <= tail <= config.num_hidden_layers,

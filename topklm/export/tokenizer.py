@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -80,6 +81,7 @@ def write_tokenizer(tokenizer: Tokenizer, directory: Path, *, add_bos: bool, max
         "split_special_tokens": True,
         "clean_up_tokenization_spaces": False,
         "padding_side": "left",
+        "model_input_names": ["input_ids", "attention_mask"],  # no token_type_ids, which generate would refuse
         "model_max_length": max_length,
     }
     config = {key: value for key, value in config.items() if value is not None}
@@ -93,6 +95,7 @@ def check_tokenizer(tokenizer: Tokenizer, directory: Path, texts: Iterable[str],
     """
     transformers = require("transformers", "topklm[hf]")
     theirs = transformers.PreTrainedTokenizerFast.from_pretrained(str(directory))
+    theirs.model_max_length = sys.maxsize  # which is advice, and a warning
     n = 0
     for n, text in enumerate((*HARD_TEXTS, *texts), 1):  # noqa: B007
         _same(text, tokenizer.encode(text), theirs.encode(text, add_special_tokens=False))
