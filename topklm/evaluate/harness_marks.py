@@ -55,8 +55,9 @@ def _trained_with(run: dict[str, Any]) -> tuple[bool | None, bool | None]:
     `data.add_bos` and `data.add_eos`, as Meta Lingua's configuration has them, else the manifests of the prepared data.
     """
     data = run.get("data") or {}
-    if "add_bos" in data or "add_eos" in data:
-        return bool(data.get("add_bos")), bool(data.get("add_eos"))
+    bos, eos = data.get("add_bos"), data.get("add_eos")
+    if bos is not None or eos is not None:  # null: as it was prepared
+        return bool(bos), bool(eos)
     manifests = []
     for name in data.get("sources") or {}:
         try:

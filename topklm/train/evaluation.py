@@ -1,6 +1,7 @@
 """Evaluation during training: held-out shards and, if asked for, lm-evaluation-harness, in the run's own ranks.
 
-It leaves no trace in training: random state, the model's mode and the sharding of its weights are what they were.
+It leaves no trace in training: the model's mode, the sharding of its weights and the random state (which `run_harness`
+keeps) are what they were.
 """
 
 from __future__ import annotations
@@ -33,7 +34,6 @@ from topklm.sparsity import get_alpha
 from topklm.train.config import TrainConfig
 from topklm.train.metrics import append_line
 from topklm.train.parallel import DTYPES, World
-from topklm.train.rng import restore_rng, rng_state
 
 log = logging.getLogger("topklm.train")
 
@@ -51,18 +51,17 @@ def evaluate_step(model: nn.Module, config: TrainConfig, data: TrainData, world:
         return {}
     settings = config.eval.validation
     try:
-        with _random_state_kept(world.device):
-            validation = validate(
-                model,
-                data.held_out,
-                windows_of(settings, config.data.seq_len),
-                batch_size=settings.batch_size or config.data.batch_size,
-                document_mask=config.model.document_mask,
-                rank=world.rank,
-                world_size=world.size,
-                device=world.device,
-            )
-            outcome = _harness(model, config, data, world)
+        validation = validate(
+            model,
+            data.held_out,
+            windows_of(settings, config.data.seq_len),
+            batch_size=settings.batch_size or config.data.batch_size,
+            document_mask=config.model.document_mask,
+            rank=world.rank,
+            world_size=world.size,
+            device=world.device,
+        )
+        outcome = _harness(model, config, data, world)
     finally:
         if isinstance(model, FSDPModule):
             model.reshard()  # the root stays gathered after a forward pass without a backward
@@ -159,12 +158,3 @@ def gathered(model: nn.Module) -> Iterator[None]:
             module.reshard()
             # FSDP2's own rule: all but the root are sharded again after their forward pass.
             module.set_reshard_after_forward(module is not model, recurse=False)
-
-
-@contextmanager
-def _random_state_kept(device: torch.device) -> Iterator[None]:
-    state = rng_state(device)
-    try:
-        yield
-    finally:
-        restore_rng(state, device)

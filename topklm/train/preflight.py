@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import fcntl
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-from topklm.data import TrainData, Windows, n_scored_tokens
-from topklm.errors import ConfigError, DataError, Problem
+from topklm.data import TrainData, n_scored_tokens
+from topklm.errors import ConfigError, Problem, TopklmError
+from topklm.evaluate import check_tasks, windows_of
 from topklm.model.lingua import find_lingua
 from topklm.optional import require
 from topklm.train.config import TrainConfig
 
 
 def preflight(config: TrainConfig, data: TrainData, *, is_main: bool) -> TextIO | None:
-    """Check packages, held-out tokens and the dump directory, which is made.
+    """Check packages, held-out tokens, the data of tasks, and the dump directory, which is made.
 
     Returns the run's lock, held by the main rank as long as the file is open: two processes that write one run
     would destroy each other's checkpoints. Raises `ConfigError` with everything that is wrong.
@@ -34,11 +36,7 @@ def preflight(config: TrainConfig, data: TrainData, *, is_main: bool) -> TextIO 
             find_lingua()
         except ConfigError as error:
             problems += error.problems
-    if config.eval is not None:
-        try:
-            n_scored_tokens(data.held_out, Windows(context=config.data.seq_len))
-        except DataError as error:
-            problems.append(Problem("eval", f"{error}; or set eval=null"))
+    problems += _evaluation_problems(config, data, is_main=is_main)
     lock = None
     try:
         Path(config.dump_dir).mkdir(parents=True, exist_ok=True)
@@ -51,6 +49,28 @@ def preflight(config: TrainConfig, data: TrainData, *, is_main: bool) -> TextIO 
     if problems:
         raise ConfigError(problems)
     return lock
+
+
+def _evaluation_problems(config: TrainConfig, data: TrainData, *, is_main: bool) -> Iterator[Problem]:
+    """What would otherwise fail at the first evaluation, when many steps are done."""
+    if config.eval is None:
+        return
+    try:
+        for windows in windows_of(config.eval.validation, config.data.seq_len):
+            n_scored_tokens(data.held_out, windows)
+        data.held_out.tokenizer  # noqa: B018 (bits per byte need it)
+    except TopklmError as error:
+        yield Problem("eval", f"{error}; or set eval=null")
+    harness = config.eval.harness
+    if harness is None or not harness.tasks or not is_main:  # only the main rank has the tasks' data
+        return
+    try:
+        failed = check_tasks(harness, config.eval.tasks_dir)
+    except ConfigError as error:
+        yield from (problem.under("eval") for problem in error.problems)
+    else:
+        for task, reason in failed.items():
+            yield Problem("eval.harness.tasks", f"{task}: {reason}; or leave it out")
 
 
 def _lock(path: Path) -> TextIO:

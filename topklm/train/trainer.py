@@ -221,7 +221,8 @@ class Trainer:
             figures = evaluate_step(self.model, self.config, self.data, self.world, self.step)
         self._write({"global_step": self.step, **figures})
         if self.world.is_main:
-            shown = [f"{k} {v:.4f}" for k, v in figures.items() if k.startswith("eval/") or re.search("/(ppl|bpb)@", k)]
+            scores = [k for k in figures if re.match(r"val/.*(ppl|bpb)@|eval/(?!.*_stderr)", k)]
+            shown = [f"{k} {figures[k]:.4f}" for k in scores]
             tokens = [f"{k} {v:,.0f}" for k, v in figures.items() if k.startswith("val/tokens@")]
             log.info("step %d  %s", self.step, "  ".join(shown + tokens))
 
