@@ -10,8 +10,10 @@ import torch
 
 from tests.programs import assert_same_run, kill, metrics, run_app, start_app, wait_for_step
 from topklm import load_model
-from topklm.checkpoint import consolidate, list_checkpoints
+from topklm.checkpoint import list_checkpoints
 from topklm.errors import EXIT_PREEMPTED
+from topklm.export.consolidated import export_consolidated
+from topklm.export.source import open_source
 from topklm.sparsity import get_alpha
 
 pytestmark = pytest.mark.e2e
@@ -42,7 +44,7 @@ def test_a_loaded_checkpoint_computes_what_training_computed(whole):
         assert tokenizer.decode(tokenizer.encode("the state of the union")) == "the state of the union"
     by_run, _, config = load_model(whole)
     assert config.step == 24
-    by_file, _, from_file = load_model(consolidate(config.path))
+    by_file, _, from_file = load_model(export_consolidated(open_source(config.path)))
     tokens = torch.arange(20)[None]
     assert torch.equal(by_run(tokens), by_file(tokens))
     assert (from_file.step, from_file.alpha) == (24, 0.0)

@@ -2,9 +2,9 @@
 
 from topklm.checkpoint.config import CheckpointConfig, SaveEvery
 from topklm.checkpoint.integrity import checkpoint_hash, defects
+from topklm.checkpoint.lingua import why_not_continued
 from topklm.checkpoint.load import (
     LoadedConfig,
-    consolidate,
     content_hash,
     load_model,
     load_weights,
@@ -21,7 +21,6 @@ __all__ = [
     "LoadedConfig",
     "SaveEvery",
     "checkpoint_hash",
-    "consolidate",
     "content_hash",
     "defects",
     "list_checkpoints",
@@ -33,4 +32,5 @@ __all__ = [
     "resolve",
     "step_of",
     "stored_tokenizers",
+    "why_not_continued",
 ]

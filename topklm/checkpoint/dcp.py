@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.metadata import Metadata
 
 from topklm.errors import CheckpointError
 
@@ -32,7 +34,24 @@ def load(state: dict[str, Any], path: Path, group: dist.ProcessGroup | None = No
 
     Raises `CheckpointError` if names or shapes of `state["model"]` are not those of the checkpoint.
     """
-    _check_weights(state["model"], path)
+    _check_weights(state["model"], _stored_shapes(path, "model."), path)
+    _load(state, path, group)
+
+
+def load_weights(weights: dict[str, torch.Tensor], path: Path) -> None:
+    """Fill a model's `weights` in place from `path`, whose keys are `model.<parameter>` or bare (`<parameter>`).
+
+    Raises `CheckpointError` as `load` does.
+    """
+    bare = _stored_shapes(path, "")
+    if weights.keys() & bare.keys():
+        _check_weights(weights, bare, path)
+        _load(weights, path, None)
+    else:
+        load({"model": weights}, path)
+
+
+def _load(state: dict[str, Any], path: Path, group: dist.ProcessGroup | None) -> None:
     try:
         with _quiet():
             dcp.load(state, checkpoint_id=path, process_group=group, no_dist=group is None)
@@ -40,17 +59,22 @@ def load(state: dict[str, Any], path: Path, group: dist.ProcessGroup | None = No
         raise CheckpointError(f"{path} does not fit this model: {error}") from error
 
 
-def _check_weights(weights: dict[str, torch.Tensor], path: Path) -> None:
-    """Loading takes what it is asked for: a shallower model would get a part of a deeper one without a word."""
+def _stored_shapes(path: Path, prefix: str) -> dict[str, tuple[int, ...]]:
+    """Name without `prefix` and shape of everything in a checkpoint whose key begins with it."""
     try:
-        stored = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+        with (path / ".metadata").open("rb") as file:
+            stored: Metadata = _MetadataUnpickler(file).load()
+        found = stored.state_dict_metadata.items()
     except Exception as error:  # a damaged pickle can raise anything
         raise CheckpointError(f"the metadata of {path} cannot be read: {error}") from error
-    shapes = {
-        k.removeprefix("model."): tuple(getattr(v, "size", ())) for k, v in stored.items() if k.startswith("model.")
-    }
-    shapes.pop("output.tied_module.weight", None)  # Lingua repeats a tied embedding
+    return {key.removeprefix(prefix): tuple(getattr(v, "size", ())) for key, v in found if key.startswith(prefix)}
+
+
+def _check_weights(weights: dict[str, torch.Tensor], shapes: dict[str, tuple[int, ...]], path: Path) -> None:
+    """Loading takes what it is asked for: a shallower model would get a part of a deeper one without a word."""
     wanted = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    if "output.tied_module.weight" not in wanted:
+        shapes = {name: shape for name, shape in shapes.items() if name != "output.tied_module.weight"}
     differ = sorted(name for name in shapes.keys() | wanted.keys() if shapes.get(name) != wanted.get(name))
     if differ:
         shown = "; ".join(
@@ -58,6 +82,31 @@ def _check_weights(weights: dict[str, torch.Tensor], path: Path) -> None:
             for name in differ[:4]
         )
         raise CheckpointError(f"{path} does not fit this model, {len(differ)} parameters differ: {shown}")
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    """Reads `.metadata` and nothing else: torch would run whatever code the pickle of a stranger's checkpoint names.
+
+    Of what follows, torch reads tensors with weights_only.
+    """
+
+    allowed: ClassVar[dict[str, tuple[str, ...]]] = {
+        "torch": ("Size",),
+        "torch.serialization": ("_get_layout",),
+        "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
+        "torch.distributed.checkpoint.metadata": (
+            "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta",
+            "TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
+        ),
+        "pathlib": ("Path", "PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath"),
+        "collections": ("OrderedDict",),
+    }  # fmt: skip
+
+    def find_class(self, module: str, name: str) -> Any:
+        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if is_dtype or name in self.allowed.get(module, ()):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"{module}.{name} has no place in the metadata of a checkpoint")
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import pickle
@@ -16,7 +17,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_
 from topklm.checkpoint import dcp
 from topklm.checkpoint.huggingface import find_huggingface, hf_sha256, hf_tokenizers, read_hf, read_hf_weights
 from topklm.checkpoint.integrity import FILES, checkpoint_hash, defects
-from topklm.checkpoint.store import newest_good
+from topklm.checkpoint.lingua import TRAIN_STATE, lingua_tokenizer, newest_of_lingua
+from topklm.checkpoint.store import list_checkpoints, newest_good
 from topklm.config import build
 from topklm.data import Tokenizer, open_saved_tokenizer
 from topklm.errors import CheckpointError, ConfigError
@@ -56,7 +58,8 @@ def load_model(
     """Load a model for evaluation, generation or analysis.
 
     `path`: a run's dump_dir (its newest good checkpoint), a checkpoint directory, a consolidated .pth file (with
-    `params.json` beside it or one directory above), a directory of a Hugging Face Llama, or a GGUF file of one.
+    `params.json` beside it or one directory above), all of ours or Meta Lingua's; a directory of a Hugging Face Llama,
+    or a GGUF file of one. A model that was trained with Lingua's blocks is loaded as the native one.
     `alpha`: None takes the checkpoint's own, from its step. Weights become `dtype` whatever they are stored in.
     Returns (model in eval mode, tokenizer or None where none is stored, LoadedConfig). Raises `CheckpointError`.
     """
@@ -92,10 +95,14 @@ def read_description(checkpoint: Path) -> tuple[ModelConfig, TopKConfig | None, 
         return hf.model, hf.topk, {"huggingface": hf.raw}
     run = _read_json(_beside(checkpoint, "params.json"))
     try:
-        config = build(ModelConfig, run.get("model") or {})
+        config = dataclasses.replace(build(ModelConfig, run.get("model") or {}), backend="native")
         topk = build(TopKConfig, run["topk"]) if run.get("topk") else None
     except ConfigError as error:
         raise CheckpointError(f"{checkpoint}: params.json describes no model of this project: {error}") from error
+    if config.vocab_size == -1:
+        raise CheckpointError(
+            f"{checkpoint}: params.json leaves model.vocab_size open; write the rows of tok_embeddings.weight there"
+        )
     return config, topk, run
 
 
@@ -106,7 +113,9 @@ def stored_tokenizers(checkpoint: Path) -> list[Tokenizer]:
     try:
         return [open_saved_tokenizer(_beside(checkpoint, "tokenizer"))]
     except CheckpointError:
-        return []
+        config, _, run = read_description(checkpoint)
+        named = lingua_tokenizer(run, config.vocab_size)
+        return [] if named is None else [named]
 
 
 def content_hash(checkpoint: Path) -> str | None:
@@ -123,7 +132,7 @@ def resolve(path: Path) -> Path:
     if (path / ".metadata").exists():
         return path
     for directory in (path / "checkpoints", path):
-        newest = newest_good(directory)
+        newest = newest_of_lingua(list_checkpoints(directory)) or newest_good(directory)
         if newest is not None:
             return newest
     for file in (path / CONSOLIDATED, path / CONSOLIDATED.name):
@@ -146,19 +155,35 @@ def read_weights(checkpoint: Path, like: Transformer) -> tuple[dict[str, Tensor]
     if find_huggingface(checkpoint):
         return read_hf_weights(checkpoint, like.config), None
     if checkpoint.is_file():
-        try:
-            content = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
-        except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
-            raise CheckpointError(f"{checkpoint} cannot be read as a consolidated checkpoint: {error}") from error
-        if not isinstance(content, dict):
-            raise CheckpointError(f"{checkpoint} holds no state dict")
-        return content.get("model", content), content.get("step") if "model" in content else None
+        weights, step = _read_file(checkpoint)
+        if "output.tied_module.weight" not in like.state_dict():
+            weights.pop("output.tied_module.weight", None)  # Lingua repeats a tied embedding
+        return weights, step
     if (checkpoint / FILES).exists() and (wrong := defects(checkpoint)):
         raise CheckpointError(f"{checkpoint} is broken: {'; '.join(wrong)}")
     weights = {name: torch.empty(t.shape, dtype=torch.float32) for name, t in like.state_dict().items()}
-    dcp.load({"model": weights}, checkpoint)
-    state_file = checkpoint / "train_state_00000.json"
-    return weights, _read_json(state_file).get("step") if state_file.exists() else None
+    dcp.load_weights(weights, checkpoint)
+    return weights, _stored_step(checkpoint)
+
+
+def _read_file(file: Path) -> tuple[dict[str, Tensor], int | None]:
+    try:
+        content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read as a consolidated checkpoint: {error}") from error
+    weights = content.get("model", content) if isinstance(content, dict) else None
+    if not isinstance(weights, dict) or not all(isinstance(t, Tensor) for t in weights.values()):
+        raise CheckpointError(f"{file} holds no state dict")
+    step = content.get("step") if weights is not content else None
+    return {name: t.float() for name, t in weights.items()}, _stored_step(file) if step is None else step
+
+
+def _stored_step(checkpoint: Path) -> int | None:
+    """What rank 0's train state says, which lies above a file that Lingua consolidated."""
+    try:
+        return _read_json(_beside(checkpoint, TRAIN_STATE)).get("step")
+    except CheckpointError:
+        return None
 
 
 def load_weights(model: torch.nn.Module, weights: dict[str, Any]) -> None:
@@ -167,20 +192,6 @@ def load_weights(model: torch.nn.Module, weights: dict[str, Any]) -> None:
         set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True))
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(f"the weights do not fit this model: {error}") from error
-
-
-def consolidate(checkpoint: Path) -> Path:
-    """Write `consolidated/consolidated.pth` ({"model": state dict, "step": int}) and params.json into a checkpoint."""
-    run = _read_json(checkpoint / "params.json")
-    model = build_model(build(ModelConfig, run["model"]), None, "meta")
-    weights, step = read_weights(checkpoint, model)
-    target = checkpoint / CONSOLIDATED
-    target.parent.mkdir(exist_ok=True)
-    part = target.with_suffix(".tmp")
-    torch.save({"model": weights, "step": step}, part)
-    (target.parent / "params.json").write_text(json.dumps(run, indent=1))
-    part.replace(target)
-    return target
 
 
 def _own_alpha(checkpoint: Path, topk: TopKConfig | None, step: int | None, run: dict[str, Any]) -> float:
