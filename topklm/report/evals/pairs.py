@@ -10,6 +10,11 @@ import numpy as np
 
 CONFIDENCE_Z = 1.96
 """Standard errors on each side of a 95 % confidence interval."""
+# Student's 97.5th percentile for 1, 2, ... 28 degrees of freedom: the error of few units is itself uncertain.
+_STUDENT = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
+    2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048,
+)  # fmt: skip
 RESAMPLES = 2000
 _SEED = 20_240_607
 _MEMORY = 4_000_000
@@ -46,9 +51,9 @@ class Paired:
     stderr: float
     """Standard error of the difference, from the differences of the units; NaN for a single one."""
     low: float
-    """difference - 1.96 stderr."""
+    """difference - 1.96 stderr; for fewer than 30 units by Student's t instead of 1.96."""
     high: float
-    """difference + 1.96 stderr."""
+    """difference + as much."""
     bootstrap_low: float
     """2.5th percentile of the difference in resampled units: a check of `low` that assumes no normal distribution."""
     bootstrap_high: float
@@ -79,7 +84,7 @@ def paired(mine: Units, its: Units) -> Paired | str:
     residuals = ((differences - mean * below) ** 2).sum()
     stderr = math.sqrt(n / (n - 1) * residuals) / float(total) if n > 1 else math.nan
     low, high = _bootstrap(differences, below)
-    reach = CONFIDENCE_Z * stderr
+    reach = (_STUDENT[n - 2] if 2 <= n <= len(_STUDENT) + 1 else CONFIDENCE_Z) * stderr
     return Paired(n, mean, stderr, mean - reach, mean + reach, low, high)
 
 

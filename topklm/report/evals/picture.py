@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _ROW = 0.34
+# Not in colours: those tell runs apart.
+_VERDICTS = {
+    "worse": ("TopK worse", "v", "#000000"), "better": ("TopK better", "^", "#000000"),
+    "": ("no difference seen", "o", "#888888"),
+}  # fmt: skip
 
 
 def evaluation_figure(comparison: EvalComparison) -> tuple[Figure, str] | None:
@@ -78,16 +83,14 @@ def _forest(axes: Any, differences: list[Difference], none: float, label: str) -
     names = []
     for j, difference in enumerate(differences):
         value, low, high = interval_of(difference)
-        colour = {"": "#666666", "worse": COLOURS[1], "better": COLOURS[0]}[verdict(difference)]
-        marker = {"": "o", "worse": "v", "better": "^"}[verdict(difference)]
+        _, marker, colour = _VERDICTS[verdict(difference)]
         if not math.isnan(low):
             axes.plot([low, high], [j, j], color=colour, linewidth=1.8, solid_capstyle="butt")
         axes.plot(value, j, marker=marker, color=colour, markersize=6)
         p = difference.paired
         names.append(f"{difference.column.title}{f', {difference.run}' if several else ''} (n = {p.n:,})")
     axes.axvline(none, color="#222222", linewidth=1.2, linestyle=(0, (2, 1.5)))
-    kinds = (("v", COLOURS[1], "TopK worse"), ("^", COLOURS[0], "TopK better"), ("o", "#666666", "no difference seen"))
-    for marker, colour, kind in kinds:
+    for kind, marker, colour in _VERDICTS.values():
         axes.plot([], [], marker=marker, color=colour, linestyle="none", label=kind)
     _rows_named(axes, names)
     axes.set_xlabel(label)
@@ -95,6 +98,9 @@ def _forest(axes: Any, differences: list[Difference], none: float, label: str) -
 
 
 def _rows_named(axes: Any, names: list[str]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.set_yticks(range(len(names)), names, fontsize=9)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(visible=False, axis="y")

@@ -139,9 +139,9 @@ def value_text(cell: Cell | None, column: Column) -> str:
         return "-"
     if not math.isfinite(cell.value):
         return "not finite"
-    form = ".2f" if column.scale == "perplexity" else ".4f"
+    form = ",.4f" if column.scale != "perplexity" else ",.2f" if cell.value < 1e6 else ".2e"
     error = "" if cell.stderr is None else f" ± {cell.stderr:{form}}"
-    return f"{cell.value:,{form}}{error}{f' {NEAR}' if cell.near_chance else ''}"
+    return f"{cell.value:{form}}{error}{f' {NEAR}' if cell.near_chance else ''}"
 
 
 def interval_of(difference: Difference) -> tuple[float, float, float]:
@@ -152,9 +152,9 @@ def interval_of(difference: Difference) -> tuple[float, float, float]:
 
 
 def verdict(difference: Difference) -> str:
-    """worse, better, or nothing where the interval holds no difference."""
+    """worse or better where neither the interval nor the bootstrap's holds "no difference", else nothing."""
     p = difference.paired
-    if not (p.low > 0 or p.high < 0):
+    if not (min(p.low, p.bootstrap_low) > 0 or max(p.high, p.bootstrap_high) < 0):
         return ""
     return "better" if (p.low > 0) == difference.column.higher_is_better else "worse"
 
