@@ -73,7 +73,7 @@ class _Evaluation:
         if tokenizer is None:
             raise CheckpointError(f"{path} has no tokenizer, and text is what is evaluated; put its tokenizer/ back")
         self.tokenizer = tokenizer
-        self.marks = marks_for(tokenizer, self.loaded.run, config.bos)
+        self.marks = marks_for(tokenizer, self.loaded.run, config.bos, self.loaded.path)
         self.directory = _directory(config, self.loaded)
         self.provenance = evaluation_provenance(
             self.loaded.run,

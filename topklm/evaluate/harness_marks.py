@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,14 +27,15 @@ class Marks:
     """The policy and where it comes from, for the log and the provenance."""
 
 
-def marks_for(tokenizer: Tokenizer, run: dict[str, Any], bos: bool | None = None) -> Marks:
+def marks_for(tokenizer: Tokenizer, run: dict[str, Any], bos: bool | None = None, path: Path | None = None) -> Marks:
     """The policy for a model that was trained as `run` says (`LoadedConfig.run`).
 
-    `bos`: whether prompts begin with BOS; None: if the documents that the model was trained on did. Without a prompt
+    `bos`: whether prompts begin with BOS; None: if the documents that the model was trained on did, or if its Hugging
+    Face tokenizer puts one (`path`: the directory that was loaded; `tokenizer_config.json` in it). Without a prompt
     the prefix is what came before a document in training: BOS, or EOS where documents only ended with one. Raises
     `ConfigError` if the tokenizer lacks the tokens.
     """
-    add_bos, add_eos = _trained_with(run)
+    add_bos, add_eos = _trained_with(run, path)
     source = "as trained" if add_bos is not None else "the run does not tell; the tokenizer's"
     wanted = (tokenizer.bos_id is not None if add_bos is None else add_bos) if bos is None else bos
     if wanted and tokenizer.bos_id is None:
@@ -49,11 +51,14 @@ def marks_for(tokenizer: Tokenizer, run: dict[str, Any], bos: bool | None = None
     return Marks(wanted, prefix, words)
 
 
-def _trained_with(run: dict[str, Any]) -> tuple[bool | None, bool | None]:
+def _trained_with(run: dict[str, Any], path: Path | None) -> tuple[bool | None, bool | None]:
     """Whether the training documents began with BOS and ended with EOS; None if nothing tells.
 
     `data.add_bos` and `data.add_eos`, as Meta Lingua's configuration has them, else the manifests of the prepared data.
     """
+    if path is not None and (path / "tokenizer_config.json").is_file():
+        stated = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8")).get("add_bos_token")
+        return (stated if isinstance(stated, bool) else None), None
     data = run.get("data") or {}
     bos, eos = data.get("add_bos"), data.get("add_eos")
     if bos is not None or eos is not None:  # null: as it was prepared

@@ -237,8 +237,15 @@ class Trainer:
             "rng": rng_state(self.world.device),
         }
         with self.throughput.pause():
-            self.store.save(self.step, self.model, self.optimizer, state, to_dict(self.config), self.data.tokenizer_dir)
+            self.store.save(self.step, self.model, self.optimizer, state, self._params(), self.data.tokenizer_dir)
         self._saved_at = self.step
+
+    def _params(self) -> dict[str, Any]:
+        """The whole configuration, with BOS and EOS of the data filled in: a checkpoint that has moved away from its
+        data must still tell how its texts began."""
+        params, manifests = to_dict(self.config), self.data.manifests.values()
+        params["data"] |= {key: any(getattr(m, key) for m in manifests) for key in ("add_bos", "add_eos")}
+        return params
 
     def _restore(self) -> int:
         """Weights, optimizer and counters: from the run's newest good checkpoint, from other weights, or fresh.

@@ -1,5 +1,7 @@
 """Text requests: what is scored for them, and that the answers are those of the plainest computation."""
 
+import itertools
+import json
 import math
 from contextlib import contextmanager
 
@@ -10,7 +12,6 @@ from hypothesis import strategies as st
 
 pytest.importorskip("lm_eval")
 
-import itertools
 
 from lm_eval.api.instance import Instance
 
@@ -177,6 +178,11 @@ class TestMarks:
     def test_the_prefix_is_what_came_before_documents(self, add_bos, add_eos, bos, expected):
         marks = marks_for(TOKENIZER, {"data": {"add_bos": add_bos, "add_eos": add_eos}}, bos)
         assert (marks.bos, marks.prefix_id) == expected
+
+    @pytest.mark.parametrize("stated", [True, False])
+    def test_a_hugging_face_directory_tells(self, tmp_path, stated):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"add_bos_token": stated}))
+        assert marks_for(TOKENIZER, {"huggingface": {}}, path=tmp_path).bos == stated
 
     def test_a_run_that_does_not_tell(self):
         marks = marks_for(TOKENIZER, {})
