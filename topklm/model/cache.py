@@ -45,8 +45,8 @@ class KVCache:
         return not any(self._filled)
 
     def begin(self, batch: int, length: int) -> tuple[Tensor, Tensor | None]:
-        """Make room for `length` more tokens a row: their positions [B, T], and the mask [B, 1, T, S] of the slots that
-        each may attend to; None where that is plain causal attention, or all slots.
+        """Make room for `length` more tokens a row: their positions [B, T], and the mask [1 or B, 1, T, S] of the
+        slots that each may attend to; None where that is plain causal attention, or all slots.
 
         Raises `ConfigError` if there is no room, or another number of rows.
         """
@@ -64,7 +64,8 @@ class KVCache:
         if even and (longest == 0 or length == 1):
             return positions, None
         slots = torch.arange(longest + length, device=self.lengths.device)
-        return positions, (slots <= positions[:, :, None])[:, None]
+        seen_from = positions[:1] if even else positions
+        return positions, (slots <= seen_from[:, :, None])[:, None]
 
     def commit(self, length: int) -> None:
         """The tokens that `begin` made room for are written."""

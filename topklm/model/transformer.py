@@ -149,9 +149,24 @@ class Attention(nn.Module):
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # [B, H, T, d]
         if cache is not None:
             k, v = cache.append(k, v)  # [B, H_kv, S, d]
-        causal = mask is None and q.shape[2] == k.shape[2]  # else a last token that sees everything
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=self.grouped)
+        if q.shape[2] == k.shape[2]:
+            out = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=self.grouped
+            )
+        else:
+            out = continued_attention(q, k, v, mask)
         return self.wo(out.transpose(1, 2).flatten(2))  # [B, T, D]
+
+
+def continued_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention of T new positions to S slots: q [B, H, T, d], k and v [B, H_kv, S, d], mask [1 or B, 1, T, S].
+
+    The query heads that share a key head become rows of it: no kernel has to repeat the cache for them.
+    """
+    rows = q.reshape(len(q), k.shape[1], -1, q.shape[3])  # [B, H_kv, H / H_kv * T, d]
+    if mask is not None and q.shape[2] > 1:
+        mask = mask.repeat(1, 1, q.shape[1] // k.shape[1], 1)
+    return F.scaled_dot_product_attention(rows, k, v, attn_mask=mask).view(q.shape)
 
 
 class FeedForward(nn.Module):
