@@ -54,7 +54,7 @@ def evaluation_provenance(
 
     `run` is the run's whole configuration (`LoadedConfig.run`), by which twins are recognised. `alpha` None: a dense
     model. `context`: tokens that a request may have. `bos`: the BOS policy of the requests, in words.
-    `data_fingerprint`: of the data that the model was trained on, where it is known.
+    `data_fingerprint`: of the data that the model was trained on; null: what the checkpoint tells.
     """
     device = torch.device(device)
     return {
@@ -63,7 +63,7 @@ def evaluation_provenance(
         "step": step,
         "alpha": alpha,
         "tokenizer_sha256": tokenizer_sha256,
-        "data_fingerprint": data_fingerprint,
+        "data_fingerprint": data_fingerprint or _trained_on(checkpoint),
         "context": context,
         "bos": bos,
         "seed": seed,
@@ -152,6 +152,15 @@ def _remove_stale(directory: Path, provenance: dict[str, Any]) -> None:
                 path.unlink()
     for leftover in directory.glob(".making-*"):
         shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _trained_on(checkpoint: Path | None) -> str | None:
+    """The fingerprint of the data that a checkpoint directory of ours was trained on."""
+    try:
+        state = json.loads((Path(checkpoint or "") / "train_state_00000.json").read_text(encoding="utf-8"))
+        return state["data"]["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _plain(value: Any) -> Any:

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from topklm.report.runs import Line, Run, number
+from topklm.report.runs import Line, Run, all_views, number
 from topklm.report.twins import dense_twin, same_recipe, why_no_twin
 
 
@@ -22,14 +22,14 @@ class Row:
     """How many logged steps that are."""
     validated_step: int | None
     """Step of the last validation, from which the following figures are."""
-    perplexity: dict[int, float | None] = field(default_factory=dict)
-    """Validation perplexity by context in tokens."""
-    scored: dict[int, float | None] = field(default_factory=dict)
-    """Tokens that it was measured on, by context."""
+    perplexity: dict[str, float | None] = field(default_factory=dict)
+    """Validation perplexity by view (`Run.views`)."""
+    scored: dict[str, float | None] = field(default_factory=dict)
+    """Tokens that it was measured on, by view."""
     twin: str | None = None
     """Name of the dense twin; None for a dense run and where there is none."""
-    ratio: dict[int, float | None] = field(default_factory=dict)
-    """Perplexity over the dense twin's, by context; at the same step and on as many tokens, else None."""
+    ratio: dict[str, float | None] = field(default_factory=dict)
+    """Perplexity over the dense twin's, by view; at the same step and on as many tokens, else None."""
     l0_mean: float | None = None
     """Mean number of active (selected and positive) entries per token and TopK layer."""
     dead: float | None = None
@@ -49,8 +49,8 @@ class Comparison:
     """Rows in the order of the runs, and what a reader has to know about them."""
 
     rows: list[Row]
-    contexts: list[int]
-    """Every context that any run was validated at, smallest first."""
+    views: list[str]
+    """Every way in which any run was validated (`Run.views`), smallest context first."""
     notes: list[str]
     """Reasons for missing ratios and figures that mislead, in sentences."""
 
@@ -59,7 +59,7 @@ def compare(runs: Sequence[Run]) -> Comparison:
     """Put runs side by side. Needs no dense run; ratios are left out where there is no twin."""
     notes: list[str] = []
     rows = [_row(run, runs, notes) for run in runs]
-    return Comparison(rows, sorted({context for run in runs for context in run.contexts}), notes)
+    return Comparison(rows, all_views(runs), notes)
 
 
 def _row(run: Run, runs: Sequence[Run], notes: list[str]) -> Row:
@@ -79,8 +79,8 @@ def _row(run: Run, runs: Sequence[Run], notes: list[str]) -> Row:
         loss=loss,
         loss_points=points,
         validated_step=last.get("global_step"),
-        perplexity={context: number(last, f"val/ppl@{context}") for context in run.contexts},
-        scored={context: number(last, f"val/tokens@{context}") for context in run.contexts},
+        perplexity={view: number(last, f"val/ppl@{view}") for view in run.views},
+        scored={view: number(last, f"val/tokens@{view}") for view in run.views},
         twin=twin.name if twin else None,
         ratio=_ratios(run, runs, twin, notes),
         l0_mean=number(last, "topk/l0_mean"),
@@ -104,7 +104,7 @@ def _median(run: Run, key: str) -> float | None:
     return statistics.median(values) if values else None
 
 
-def _ratios(run: Run, runs: Sequence[Run], twin: Run | None, notes: list[str]) -> dict[int, float | None]:
+def _ratios(run: Run, runs: Sequence[Run], twin: Run | None, notes: list[str]) -> dict[str, float | None]:
     if run.is_dense or not run.validation:
         return {}
     if twin is None:
@@ -121,11 +121,11 @@ def _ratios(run: Run, runs: Sequence[Run], twin: Run | None, notes: list[str]) -
             f"{its['global_step']}: no ratio."
         )
         return {}
-    ratios: dict[int, float | None] = {}
-    for context in sorted(set(run.contexts) & set(twin.contexts)):
-        if mine.get(f"val/tokens@{context}") != its.get(f"val/tokens@{context}"):
-            notes.append(f"{run.name} and {twin.name} were validated on different tokens at {context}: no ratio.")
+    ratios: dict[str, float | None] = {}
+    for view in (view for view in run.views if view in twin.views):
+        if mine.get(f"val/tokens@{view}") != its.get(f"val/tokens@{view}"):
+            notes.append(f"{run.name} and {twin.name} were validated on different tokens at {view}: no ratio.")
             continue
-        above, below = number(mine, f"val/ppl@{context}"), number(its, f"val/ppl@{context}")
-        ratios[context] = above / below if above is not None and below else None
+        above, below = number(mine, f"val/ppl@{view}"), number(its, f"val/ppl@{view}")
+        ratios[view] = above / below if above is not None and below else None
     return ratios

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from topklm.report.figure import house_style, line_style, panels
-from topklm.report.runs import Line, Run, number
+from topklm.report.runs import Line, Run, all_views, number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,7 +24,7 @@ def training_curves(runs: Sequence[Run]) -> tuple[Figure, str]:
     The grey background is the annealing phase of the TopK runs (alpha > 0). Returns (figure, its provenance). Raises
     `ConfigError` without matplotlib.
     """
-    contexts = sorted({context for run in runs for context in run.contexts})
+    views = all_views(runs)
     with_alpha = any(not run.is_dense for run in runs)
     with house_style():
         figure, axes, text = panels("Training", runs, [2.9, 2.9, 1.1] if with_alpha else [2.9, 2.9])
@@ -33,17 +33,17 @@ def training_curves(runs: Sequence[Run]) -> tuple[Figure, str]:
             losses = series(run.training, "loss/out")
             axes[0].plot(tokens, losses, **style | {"linestyle": "-"}, linewidth=0.7, alpha=0.45)
             axes[0].plot(tokens, smooth(losses), label=run.name, **style)
-            for context in run.contexts:
-                _plot_perplexity(axes[1], run, context, MARKERS[contexts.index(context) % len(MARKERS)], style)
+            for view in run.views:
+                _plot_perplexity(axes[1], run, view, MARKERS[views.index(view) % len(MARKERS)], style)
             if not run.is_dense:
                 axes[2].plot(tokens, series(run.training, "topk/alpha"), **style)
         axes[0].set_ylabel("training loss\n(nats per token)")
-        axes[1].set_ylabel("validation perplexity" + (f"\n(context {contexts[0]:,})" if len(contexts) == 1 else ""))
+        axes[1].set_ylabel("validation perplexity" + (f"\n(context {views[0]})" if len(views) == 1 else ""))
         _log_axis(axes[1])
         _run_legend(figure, axes[0], "upper right")
-        if len(contexts) > 1:
-            for context, marker in zip(contexts, MARKERS, strict=False):
-                axes[1].plot([], [], color="#666666", linestyle="", marker=marker, label=f"context {context:,}")
+        if len(views) > 1:
+            for view, marker in zip(views, MARKERS, strict=False):
+                axes[1].plot([], [], color="#666666", linestyle="", marker=marker, label=f"context {view}")
             axes[1].legend(loc="upper right")
         if with_alpha:
             axes[2].set_ylabel("alpha")
@@ -130,8 +130,8 @@ def annealed_until(run: Run) -> int:
     return max((line["global_step"] for line in run.training if number(line, "topk/alpha")), default=0)
 
 
-def _plot_perplexity(axes: Any, run: Run, context: int, marker: str, style: dict[str, Any]) -> None:
-    key = f"val/ppl@{context}"
+def _plot_perplexity(axes: Any, run: Run, view: str, marker: str, style: dict[str, Any]) -> None:
+    key = f"val/ppl@{view}"
     lines = [line for line in run.validation if key in line]
     tokens = [line["global_step"] * run.tokens_per_step for line in lines]
     axes.plot(tokens, series(lines, key), marker=marker, markersize=4, **style)

@@ -77,7 +77,7 @@ def provenance(runs: Sequence[Run]) -> list[str]:
     lines = []
     for run in runs:
         last = run.validation[-1] if run.validation else {}
-        scored = [f"{last[key]:,.0f} tokens @{c}" for c in run.contexts if last.get(key := f"val/tokens@{c}")]
+        scored = [f"{last[key]:,.0f} tokens @{c}" for c in run.views if last.get(key := f"val/tokens@{c}")]
         if last.get("topk/tokens"):
             scored.append(f"health on {last['topk/tokens']:,.0f}")
         tokens = run.step * run.tokens_per_step

@@ -89,10 +89,12 @@ class Run:
         return float("nan")
 
     @property
-    def contexts(self) -> list[int]:
-        """The contexts, in tokens, at which perplexity was measured, smallest first."""
+    def views(self) -> list[str]:
+        """How perplexity was measured, smallest context first: `256` is its context in tokens, `256-stride64` in
+        windows that overlap, `256-documents` in windows of one document each."""
         keys = {key for line in self.validation for key in line}
-        return sorted(int(found[1]) for key in keys if (found := re.fullmatch(r"val/ppl@(\d+)", key)))
+        found = [match[1] for key in keys if (match := re.fullmatch(r"val/ppl@(\d+(-\S+)?)", key))]
+        return sorted(found, key=_by_context)
 
     @property
     def seeds(self) -> str:
@@ -101,6 +103,15 @@ class Run:
         others = [f"{name} {self.setting(key)}" for name, key in (("weights", "model.seed"), ("data", "data.seed"))
                   if self.setting(key) not in (None, seed)]  # fmt: skip
         return " ".join([str(seed if seed is not None else "unknown"), *(f"({other})" for other in others)])
+
+
+def all_views(runs: Sequence[Run]) -> list[str]:
+    """The views of all runs, smallest context first."""
+    return sorted({view for run in runs for view in run.views}, key=_by_context)
+
+
+def _by_context(view: str) -> tuple[int, str]:
+    return int(view.partition("-")[0]), view
 
 
 def number(line: Line, key: str) -> float | None:
@@ -159,7 +170,7 @@ def read_runs(paths: Sequence[str | Path]) -> list[Run]:
         runs.append(run)
         if not run.training:
             problems.append(Problem(f"runs[{i}]", f"{path} has not logged a training step yet (logging.freq)"))
-        if not run.contexts:
+        if not run.views:
             problems.append(Problem(f"runs[{i}]", f"{path} has validated nothing yet; was it run with eval=null?"))
     if problems:
         raise ConfigError(problems)

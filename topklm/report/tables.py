@@ -51,9 +51,9 @@ def result_columns(comparison: Comparison) -> list[Column]:
         Column("train_loss", "train loss (nats)", lambda row: row.loss, "{:.4f}"),
         Column("train_loss_points", "loss points", lambda row: row.loss_points),
     ]
-    for context in comparison.contexts:
-        columns.append(Column(f"val_ppl@{context}", f"val ppl@{context}", _of("perplexity", context), "{:.2f}"))
-        columns.append(Column(f"val_ppl_ratio@{context}", f"x dense@{context}", _of("ratio", context), "{:.3f}"))
+    for view in comparison.views:
+        columns.append(Column(f"val_ppl@{view}", f"val ppl@{view}", _of("perplexity", view), "{:.2f}"))
+        columns.append(Column(f"val_ppl_ratio@{view}", f"x dense@{view}", _of("ratio", view), "{:.3f}"))
     columns += [
         Column("l0_mean", "L0 mean", lambda row: row.l0_mean, "{:.1f}"),
         Column("dead", "dead neurons", lambda row: row.dead, "{:.2%}"),
@@ -73,8 +73,8 @@ def provenance_columns(comparison: Comparison) -> list[Column]:
         Column("training_tokens", "training tokens", lambda row: _tokens(row.run), "{:,}"),
         Column("validated_step", "validated at step", lambda row: row.validated_step, "{:,}"),
     ]
-    for context in comparison.contexts:
-        columns.append(Column(f"val_tokens@{context}", f"val tokens@{context}", _of("scored", context), "{:,.0f}"))
+    for view in comparison.views:
+        columns.append(Column(f"val_tokens@{view}", f"val tokens@{view}", _of("scored", view), "{:,.0f}"))
     return [
         *columns,
         Column("health_tokens", "health tokens", lambda row: row.health_tokens, "{:,.0f}"),
@@ -147,8 +147,8 @@ def _millions(run: Run) -> float | None:
     return None if n is None else n / 1e6
 
 
-def _of(field: str, context: int) -> Callable[[Row], Any]:
-    return lambda row: getattr(row, field).get(context)
+def _of(field: str, view: str) -> Callable[[Row], Any]:
+    return lambda row: getattr(row, field).get(view)
 
 
 def _tokens(run: Run) -> int | None:

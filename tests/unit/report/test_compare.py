@@ -20,7 +20,7 @@ def rows_of(*paths):
 
 def test_known_numbers(twins):
     dense, sparse = rows_of(*twins)
-    assert sparse.ratio == {32: pytest.approx(100 / 80)}
+    assert sparse.ratio == {"32": pytest.approx(100 / 80)}
     assert sparse.twin == "dense"
     assert dense.ratio == {}
     # 20 logged steps: the last tenth is steps 95 and 100.
@@ -139,7 +139,7 @@ def test_annealing_missing_validation_and_divergence_are_told(make_run):
         file.write(json.dumps({"global_step": 100, "loss/out": None, "optim/total_tokens": 12800}) + "\n")
     comparison = compare([read_run(path) for path in (annealing, unvalidated, diverged)])
     assert math.isnan(comparison.rows[2].loss)
-    assert math.isnan(comparison.rows[2].perplexity[32])
+    assert math.isnan(comparison.rows[2].perplexity["32"])
     notes = "\n".join(comparison.notes)
     assert "annealing is still annealing (alpha 0.25)" in notes
     assert "diverged: the training loss was not finite" in notes

@@ -19,7 +19,7 @@ def append(path, text):
 def test_lines_are_told_apart(twins):
     run = read_run(twins[1])
     assert (run.name, run.step, len(run.training), len(run.validation)) == ("sparse", 100, 20, 2)
-    assert run.contexts == [32]
+    assert run.views == ["32"]
     assert run.tokens_per_step == 128
     assert run.setting("topk.k") == 3
     assert run.setting("topk.k.nothing") is None
@@ -139,3 +139,9 @@ def test_provenance_is_read_where_there_is_one(make_run):
     run = read_run(make_run("new", provenance=PROVENANCE))
     assert (run.recorded("n_parameters"), run.recorded("versions.torch")) == (123_456_789, "2.11.0")
     assert read_run(make_run("old")).recorded("versions.torch") is None
+
+
+def test_views_of_the_held_out_text_are_sorted_by_context(make_run):
+    others = {f"val/ppl@{view}": 3.0 for view in ("256-stride64", "8", "256-documents", "256")}
+    run = read_run(make_run("a", **others, **{"val/s/ppl@9": 1.0}))
+    assert run.views == ["8", "32", "256", "256-documents", "256-stride64"]
