@@ -78,8 +78,10 @@ def _log_to_stderr() -> None:
     handler = _StderrHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
     logging.getLogger("topklm").addHandler(handler)
-    # Of many ranks only the first tells how it goes; the others tell what is wrong.
-    logging.getLogger("topklm").setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
+    # Of many ranks only the first tells how it goes; the others what is wrong. The configuration is the same on all.
+    is_main = os.environ.get("RANK", "0") == "0"
+    logging.getLogger("topklm").setLevel(logging.INFO if is_main else logging.WARNING)
+    logging.getLogger("topklm.config").setLevel(logging.INFO if is_main else logging.ERROR)
 
 
 class _StderrHandler(logging.StreamHandler[TextIO]):

@@ -20,7 +20,9 @@ from topklm.train.init_from import start_from, take_model
 log = logging.getLogger("topklm.train")
 
 # What decides weights, batches or the method cannot change within a run; speed, schedule and logging can.
-FIXED = ("seed", "model", "topk", "data.sources", "data.seq_len", "data.seed", "data.global_batch_size")
+FIXED = (
+    "seed", "model", "topk", "data.sources", "data.weights_of", "data.seq_len", "data.seed", "data.global_batch_size",
+)  # fmt: skip
 FREE = ("model.loss_chunk", "model.max_seqlen")
 
 

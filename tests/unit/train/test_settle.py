@@ -66,6 +66,9 @@ def test_every_contradiction_is_told(tmp_path):
         ({"dp_replicate": 2}, 8, (2, 4)),
         ({"dp_shard": 2}, 8, (4, 2)),
         ({"fsdp_type": "no_shard"}, 8, (8, 1)),
+        ({"dp_replicate": 8}, 8, (1, 8)),  # as Lingua, which shards over the copies then
+        ({"dp_shard": 1, "dp_replicate": 8}, 8, (1, 8)),
+        ({"dp_shard": 1, "dp_replicate": 8, "fsdp_type": "no_shard"}, 8, (8, 1)),
         ({}, 1, (1, 1)),
     ],
 )
