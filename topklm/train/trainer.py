@@ -217,7 +217,7 @@ class Trainer:
         """What section eval asks for, at the current weights and the current alpha."""
         self.guard.check()
         self._set_alpha(self.step)
-        with self.throughput.pause():
+        with self.throughput.pause(), self.console.paused():
             figures = evaluate_step(self.model, self.config, self.data, self.world, self.step)
         self._write({"global_step": self.step, **figures})
         if self.world.is_main:
