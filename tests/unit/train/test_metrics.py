@@ -10,7 +10,7 @@ import torch
 
 from topklm.model import ModelConfig, Transformer
 from topklm.train import throughput
-from topklm.train.metrics import Console, LoggingConfig, MetricsWriter, WandbConfig, rewind_metrics
+from topklm.train.metrics import Console, LoggingConfig, MetricsWriter, WandbConfig, append_line, rewind_metrics
 
 
 def test_rewinding_keeps_what_the_checkpoint_has_seen_and_loses_nothing(tmp_path):
@@ -101,3 +101,24 @@ def test_a_resumed_run_goes_on_with_its_wandb_curves(tmp_path, monkeypatch):
     assert (first["job_type"], first["tags"], first["dir"], first["resume"]) == ("train", ["a"], str(tmp_path), "allow")
     assert not {"notes", "entity", "save_code"} & first.keys()  # null leaves it to wandb
     assert (logged, code) == ((3, {"loss/out": 1.5}), 0)
+
+
+def test_the_bar_makes_room_for_another_one(monkeypatch):
+    """Two live bars on one terminal would write into each other."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with Console(10, 0, enabled=True) as console:
+        assert console._bar.live.is_started
+        with console.paused():
+            assert not console._bar.live.is_started
+        assert console._bar.live.is_started
+    with Console(10, 0, enabled=False) as console, console.paused():
+        pass
+
+
+def test_lines_of_evaluations_hold_figures_by_task_too(tmp_path):
+    path = tmp_path / "metrics.eval.jsonl"
+    append_line(path, {"global_step": 4, "task": {"acc,none": 0.5}})
+    append_line(path, {"global_step": 8, "task": {"acc,none": 0.6}})
+    rewind_metrics(path, 4)
+    (line,) = map(json.loads, path.read_text().splitlines())
+    assert (line["global_step"], line["task"]) == (4, {"acc,none": 0.5})
