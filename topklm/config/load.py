@@ -53,10 +53,11 @@ def load_config(schema: type[T], args: Sequence[str]) -> T:
         config = build(schema, data, unused=unused)
     except ConfigError as error:
         raise ConfigError([*problems, *error.problems]) from None
+    finally:  # also where something is wrong: what has no effect may be part of it
+        if unused:
+            log.warning("keys without effect here:\n%s", "\n".join(_by_reason(unused)))
     if problems:
         raise ConfigError(problems)
-    if unused:
-        log.warning("keys without effect here:\n%s", "\n".join(_by_reason(unused)))
     return config
 
 

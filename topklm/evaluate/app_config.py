@@ -17,8 +17,6 @@ class EvalAppConfig:
 
     unused_keys: ClassVar[dict[str, str]] = {
         "name": "an evaluation is named by its checkpoint",
-        "dump_dir": "results go to evals/ of the checkpoint's run, or to out",
-        "ckpt_dir": "is called ckpt here",
         "metric_log_dir": "only an evaluation during training writes to the run's metrics",
         "generator": "tasks say how they generate; harness.gen_kwargs and harness.batch_tokens replace it",
         "wandb": "only an evaluation during training writes to wandb",
@@ -29,9 +27,13 @@ class EvalAppConfig:
     """A run (its newest good checkpoint), a checkpoint directory, a consolidated file, or a Hugging Face Llama."""
     ckpts: list[str] = field(default_factory=list)
     """Further ones, evaluated one after the other in the same way; the tasks are loaded once."""
+    ckpt_dir: str | None = None
+    """Meta Lingua's name of ckpt."""
     out: str | None = None
     """Directory of the results; null: evals/STEP of the run, or evals/ beside the checkpoint's file. With several
     checkpoints, one directory each in it, named by the run."""
+    dump_dir: str | None = None
+    """Meta Lingua's name of out."""
     overwrite: bool = False
     """Evaluate again what is finished already. Without it, only what is new or was interrupted."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -62,9 +64,17 @@ class EvalAppConfig:
     @property
     def checkpoints(self) -> list[str]:
         """All of them, in order."""
-        return [*([self.ckpt] if self.ckpt else []), *self.ckpts]
+        return [path for path in (self.ckpt, self.ckpt_dir, *self.ckpts) if path]
+
+    @property
+    def results_dir(self) -> str | None:
+        """`out`, by whichever name it is given."""
+        return self.out or self.dump_dir
 
     def problems(self) -> Iterator[Problem]:
+        for ours, linguas in (("ckpt", "ckpt_dir"), ("out", "dump_dir")):
+            if getattr(self, ours) and getattr(self, linguas):
+                yield Problem(linguas, f"is {ours} here; give one only")
         if not self.checkpoints:
             yield Problem("ckpt", "is missing: a run or a checkpoint (several: ckpts=[A,B])")
         if len(set(self.checkpoints)) < len(self.checkpoints):

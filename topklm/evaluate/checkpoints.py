@@ -192,8 +192,8 @@ def _directory(config: EvalAppConfig, loaded: LoadedConfig) -> Path:
     path = loaded.path
     of_run = path.parent.name == "checkpoints"
     run = path.parent.parent if of_run else (path if path.is_dir() else path.parent)
-    if config.out is not None:
-        run = Path(config.out) / (run.name if len(config.checkpoints) > 1 else "")
+    if config.results_dir:
+        run = Path(config.results_dir) / (run.name if len(config.checkpoints) > 1 else "")
     directory = evals_directory(run, loaded.step or 0)
     harness = config.harness
     unusual = {

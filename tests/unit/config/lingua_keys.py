@@ -1,6 +1,6 @@
-"""Every key of Meta Lingua's training configuration, and what becomes of it here: the table in docs/lingua.md.
+"""Every key of Meta Lingua's configurations, and what becomes of it here: the tables in docs/lingua.md.
 
-    python -m tests.unit.config.lingua_keys      # writes the table into the page
+    python -m tests.unit.config.lingua_keys      # writes the tables into the page
 
 `KEYS` holds facts of Lingua (commit 437d680): key, type (a `?` where it may be null) and default. The verdicts come
 from our own schema, the remarks on keys that are honoured with a difference are written here.
@@ -18,6 +18,7 @@ from typing import Any, get_type_hints
 from topklm.config import build
 from topklm.config.build import section_of
 from topklm.errors import ConfigError
+from topklm.evaluate.app_config import EvalAppConfig
 from topklm.train import TrainConfig
 
 PAGE = Path(__file__).parents[3] / "docs" / "lingua.md"
@@ -193,6 +194,11 @@ eval.validation.sources                         list        []
 """.strip().splitlines())
 ]  # fmt: skip
 
+EVAL_APP_KEYS = [
+    Key(key.name.removeprefix("eval."), key.type, key.default) for key in KEYS if key.name.startswith("eval.")
+]
+"""Of Lingua's evaluation of a checkpoint: the same class is the section eval of a training run."""
+
 NULL_SECTIONS = {"logging.wandb": None, "eval": None}
 """Sections of Lingua's that are null by default; the keys above are what they may hold."""
 
@@ -271,9 +277,8 @@ def refusal(name: str, value: Any) -> str | None:
     return None
 
 
-def verdict(key: Key) -> Verdict:
+def verdict(key: Key, schema: Any = TrainConfig) -> Verdict:
     """What becomes of a key: by our schema. Raises `LookupError` for a key that the schema does not know."""
-    schema: Any = TrainConfig
     *sections, leaf = key.name.split(".")
     for part in [*sections, leaf]:
         if part in getattr(schema, "unused_keys", {}):
@@ -301,19 +306,19 @@ def _default(schema: Any, leaf: str) -> Any:
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
-def table() -> str:
-    """The table of the page: a line for neighbouring keys of a section that have the same verdict and remark."""
+def table(keys: list[Key], schema: Any) -> str:
+    """A table of the page: a line for neighbouring keys of a section that have the same verdict and remark."""
     lines = ["| keys, with Lingua's defaults | | here |", "|---|---|---|"]
-    rows = [(key, verdict(key)) for key in KEYS]
+    rows = [(key, verdict(key, schema)) for key in keys]
     for (_, kind, remark), group in itertools.groupby(rows, lambda row: (row[0].section, row[1].kind, row[1].remark)):
-        keys, differ = [], []
+        names, differ = [], []
         for key, found in group:
-            keys.append(f"`{key.name}` {_shown(key.default)}")
+            names.append(f"`{key.name}` {_shown(key.default)}")
             if kind == "honoured" and found.default != key.default:
                 differ.append(f"{key.name.rpartition('.')[2]} {_shown(found.default)}")
         defaults = f"default {', '.join(differ)}" if differ else ""
         cell = "; ".join(filter(None, [defaults, remark])).replace("|", "\\|")
-        lines.append(f"| {', '.join(keys)} | {kind} | {cell} |")
+        lines.append(f"| {', '.join(names)} | {kind} | {cell} |")
     return "\n".join(lines)
 
 
@@ -328,10 +333,13 @@ def _shown(value: Any) -> str:
 
 
 def page() -> str:
-    """docs/lingua.md with the table of now."""
+    """docs/lingua.md with the tables of now."""
     before, _, rest = PAGE.read_text().partition(BEGIN)
     _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+    own = [key for key in EVAL_APP_KEYS if not key.name.startswith(("harness.", "validation."))]
+    between = "`apps.eval` takes Lingua's `eval.yaml`, whose `harness` and `validation` are those above:"
+    tables = f"{table(KEYS, TrainConfig)}\n\n{between}\n\n{table(own, EvalAppConfig)}"
+    return f"{before}{BEGIN}\n{tables}\n{END}{after}"
 
 
 if __name__ == "__main__":

@@ -9,9 +9,22 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.config.lingua_keys import KEYS, NULL_SECTIONS, PAGE, REFUSED, REMARKS, Key, page, refusal, verdict
-from topklm.config import load_config, read_yaml, to_dict
+from apps.generate import GenerateConfig
+from tests.unit.config.lingua_keys import (
+    EVAL_APP_KEYS,
+    KEYS,
+    NULL_SECTIONS,
+    PAGE,
+    REFUSED,
+    REMARKS,
+    Key,
+    page,
+    refusal,
+    verdict,
+)  # fmt: skip
+from topklm.config import describe, load_config, read_yaml, save_config, to_dict
 from topklm.errors import ConfigError
+from topklm.evaluate.app_config import EvalAppConfig
 from topklm.train import TrainConfig
 
 ALL = Path(__file__).with_name("lingua_all.yaml")
@@ -111,7 +124,35 @@ def test_evaluation_follows_the_checkpoints_that_are_for_it(tmp_path: Path) -> N
     assert not load(ALL, "eval=null").evaluates_at(60_000)
 
 
-def test_the_table_of_the_page_is_that_of_now() -> None:
+def test_linguas_evaluation_of_a_checkpoint_loads_too(tmp_path: Path, caplog) -> None:
+    save_config(read_yaml(ALL)["eval"], tmp_path / "eval.yaml")
+    config = load_config(EvalAppConfig, [f"config={tmp_path}/eval.yaml"])
+    (warning,) = caplog.records
+    kinds = {key.name: verdict(key, EvalAppConfig).kind for key in EVAL_APP_KEYS}
+    assert all(key.split(".")[0] in warning.getMessage() for key, kind in kinds.items() if kind == "warned")
+    assert (kinds["ckpt_dir"], kinds["dump_dir"], kinds["harness.tasks"]) == ("honoured",) * 3
+    assert config.checkpoints == ["/checkpoints/lingua/0000000100"]
+    assert config.results_dir == "/evals"
+    with pytest.raises(ConfigError) as error:
+        load_config(EvalAppConfig, [f"config={tmp_path}/eval.yaml", "ckpt=x", "out=y"])
+    assert {problem.key for problem in error.value.problems} == {"ckpt_dir", "dump_dir"}
+
+
+@pytest.mark.parametrize(
+    ("schema", "names"),
+    [
+        (EvalAppConfig, {"ckpt_dir": "ckpt", "dump_dir": "out"}),
+        (GenerateConfig, {"max_gen_len": "max_tokens", "until": "stop"}),
+    ],
+)
+def test_help_says_what_linguas_keys_are_called_here(schema: type, names: dict[str, str]) -> None:
+    text = describe(schema, "x", "x")
+    for lingua, ours in names.items():
+        entry = text.partition(f"\n  {lingua}: ")[2].splitlines()[1].strip()
+        assert entry.startswith(f"Meta Lingua's name of {ours}.")
+
+
+def test_the_tables_of_the_page_are_those_of_now() -> None:
     assert page() == PAGE.read_text(), "run: python -m tests.unit.config.lingua_keys"
 
 
@@ -191,3 +232,11 @@ def test_genuine_linguas_files_load(genuine: Path, name: str, caplog) -> None:
     honoured = {key.name for key in KEYS if verdict(key).kind == "honoured"} & there.keys()
     assert len(honoured) > 25
     assert {key: here[key] for key in honoured} == {key: there[key] for key in honoured}
+
+
+def test_genuine_linguas_evaluation_file_loads(genuine: Path, caplog) -> None:
+    path = genuine / "apps/main/configs/eval.yaml"
+    config = load_config(EvalAppConfig, [f"config={path}", "ckpt_dir=x", "dump_dir=y"])
+    assert config.harness is not None
+    assert config.harness.tasks == read_yaml(path)["harness"]["tasks"]
+    assert "generator: " in caplog.text
