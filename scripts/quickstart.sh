@@ -22,13 +22,19 @@ done
 echo "== comparison"
 python -m apps.report "runs=[runs/quickstart/dense$size,runs/quickstart/topk$size]" "out=report/quickstart$size"
 
+echo "== evaluation: held-out text, and two tasks made of it"
+python scripts/make_local_tasks.py data/quickstart data/quickstart/tasks
+python -m apps.eval config=configs/eval/quickstart.yaml "ckpts=[runs/quickstart/dense$size,runs/quickstart/topk$size]"
+python -m apps.eval compare "runs/quickstart/dense$size" "runs/quickstart/topk$size" "out=report/quickstart$size"
+
 cat <<EOT
 
 Next:
-  look at                report/quickstart$size/curves.png and comparison.md
+  look at                report/quickstart$size/curves.png, comparison.md, evaluation.png and evaluation.md
   fewer entries kept     python -m apps.train config=configs/quickstart/topk$size.yaml topk.k=8 name=k8
   no annealing           python -m apps.train config=configs/quickstart/topk$size.yaml topk.anneal_ratio=0 name=sudden
   compare                python -m apps.report "runs=[runs/quickstart/dense$size,runs/quickstart/k8]" out=report/k8
   your own text          docs/prepare.md
+  other evaluations      docs/evaluation.md
   the paper's models     configs/paper, docs/train.md
 EOT

@@ -70,6 +70,16 @@ def test_results_of_another_model_are_not_kept_beside(directory, caplog):
     assert sorted(path.name for path in directory.iterdir()) == ["results.json", "samples_pick.jsonl"]
 
 
+def test_what_training_evaluated_is_kept_beside_what_its_checkpoint_gave(directory):
+    """In training the checkpoint is not written yet."""
+    in_training = provenance() | {"checkpoint_sha256": None}
+    write_results(directory, provenance=in_training, validation=FakeValidation([3.0], [9]))
+    write(directory, harness=harness(SCORES)[0])
+    found = read_evaluation(directory)
+    assert found.figures
+    assert found.provenance["checkpoint_sha256"] is not None
+
+
 def test_values_of_the_harness_that_json_does_not_know(directory):
     results, _ = harness(SCORES)
     results["configs"] = {"pick": {"process_docs": len, "until": {"b", "a"}, "weight": np.float64(0.5)}}

@@ -94,8 +94,12 @@ def read_evaluation(path: Path) -> Evaluation:
 
 
 def same_model(a: Sample, b: Sample) -> bool:
-    """Whether two provenances are of one model: the same checkpoint at the same alpha, with the same tokenizer."""
-    return all(a.get(key) == b.get(key) for key in ("checkpoint_sha256", "step", "alpha", "tokenizer_sha256"))
+    """Whether two provenances are of one model: the same checkpoint at the same alpha, with the same tokenizer.
+
+    In training a checkpoint is evaluated before it is written and has no hash: of one run, its step tells which it is.
+    """
+    hashes = {a.get("checkpoint_sha256"), b.get("checkpoint_sha256")} - {None}
+    return len(hashes) < 2 and all(a.get(key) == b.get(key) for key in ("step", "alpha", "tokenizer_sha256"))
 
 
 def _is_evaluation(path: Path) -> bool:
