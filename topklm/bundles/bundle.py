@@ -132,6 +132,16 @@ class Bundle:
             first += part.n_tokens
         raise DataError(f"position {position} is beyond the {first} tokens of the corpus")
 
+    def check(self) -> None:
+        """Read every file once and raise `DataError` if one does not have its hash."""
+        for name in self.meta.files:
+            self._check(name)
+
+    def _check(self, name: str) -> None:
+        if name not in self._verified and file_entry(self.path / name) != self.meta.files[name]:
+            raise DataError(f"{self.path / name} is damaged (its SHA-256 differs); copy it again, or {AGAIN}")
+        self._verified.add(name)
+
     @cached_property
     def _verified(self) -> set[str]:
         return set()
@@ -139,12 +149,9 @@ class Bundle:
     @contextmanager
     def file(self, name: str) -> Iterator[Any]:
         """One of its files as an open safetensors file, its hash checked the first time."""
-        path = self.path / name
-        if self.verify and name not in self._verified:
-            if file_entry(path) != self.meta.files[name]:
-                raise DataError(f"{path} is damaged (its SHA-256 differs); copy it again, or {AGAIN}")
-            self._verified.add(name)
-        with require("safetensors", "topklm[bundles]").safe_open(path, "np") as arrays:
+        if self.verify:
+            self._check(name)
+        with require("safetensors", "topklm[bundles]").safe_open(self.path / name, "np") as arrays:
             yield arrays
 
 

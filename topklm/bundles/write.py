@@ -45,11 +45,9 @@ def write_bundle(
     if part.exists():
         shutil.rmtree(part)
     write_corpus(part, counts, windows)
-    columns = []
     for layer, stats in layers:
         write_layer(part, layer, stats)
-        columns.append(neuron_columns(meta, layer, stats, windows))
-    meta = finish(part, meta, columns if neurons else None)
+    meta = finish(part, meta, windows if neurons else None)
     publish(part, path)
     return meta
 
@@ -65,14 +63,27 @@ def write_layer(directory: Path, layer: int, stats: LayerStats) -> None:
     _save(directory / layer_file(layer), stats.to_arrays())
 
 
-def finish(directory: Path, meta: Meta, columns: Iterable[dict[str, Any]] | None) -> Meta:
-    """Write `neurons.parquet` of the layers' `neuron_columns`, unless None, and `meta.json` with all files' hashes."""
-    if columns is not None:
-        write_neurons(directory / NEURONS, columns)
-    names = [CORPUS, *(layer_file(int(layer)) for layer in meta.layers), *([NEURONS] if columns is not None else [])]
+def finish(directory: Path, meta: Meta, windows: np.ndarray | None) -> Meta:
+    """Once the corpus and all layers are written: `neurons.parquet`, and `meta.json` with the hashes of all files.
+
+    `windows` [W] as in the corpus; None: without `neurons.parquet`.
+    """
+    names = [CORPUS, *(layer_file(int(layer)) for layer in meta.layers)]
+    if windows is not None:
+        sizes = meta.model.dim, meta.settings.sample_contexts
+        stats = ((int(layer), read_layer(directory / layer_file(int(layer)), *sizes)) for layer in meta.layers)
+        write_neurons(directory / NEURONS, (neuron_columns(meta, layer, each, windows) for layer, each in stats))
+        names.append(NEURONS)
     meta = dataclasses.replace(meta, files={name: file_entry(directory / name) for name in names})
     write_meta(directory, meta)
     return meta
+
+
+def read_layer(path: Path, width: int, sample_size: int) -> LayerStats:
+    """A layer's file without its token tables."""
+    with require("safetensors", "topklm[bundles]").safe_open(path, "np") as arrays:
+        found = {key: arrays.get_tensor(key) for key in arrays.keys() if not key.startswith("token_")}  # noqa: SIM118
+    return LayerStats.from_arrays(found, np.empty(0, np.int64), width, sample_size, tables=False)
 
 
 def publish(part: Path, path: Path) -> None:
@@ -101,5 +112,7 @@ def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
     library = require("safetensors.numpy", "topklm[bundles]")
     # In a fixed order, so that equal bundles are equal files.
     library.save_file({key: np.ascontiguousarray(arrays[key]) for key in sorted(arrays)}, path)
+    # Made for its owner only; who may read the directory may read it.
+    path.chmod(path.parent.stat().st_mode & 0o666)
     with path.open("rb") as file:
         os.fsync(file.fileno())

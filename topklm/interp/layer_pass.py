@@ -1,0 +1,94 @@
+"""One pass of a model over windows: some of its layers, read and added up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from topklm.bundles import Bundle, LayerStats, Settings
+from topklm.interp.accumulate import LayerAccumulator
+from topklm.interp.layer_plan import LayerPlan
+from topklm.interp.reading import read_layer
+from topklm.interp.tap import tap
+from topklm.interp.token_batch import TokenBatch
+from topklm.model import Transformer
+from topklm.sparsity.registry import Activation
+
+Piece = tuple[np.ndarray, np.ndarray, np.ndarray | None]
+"""A batch of windows: tokens, positions, and document ids or None, each int64 [B, T]."""
+
+
+class LayerPass:
+    """The statistics of a group of layers, so far.
+
+    `plans`: how each layer of the model is read; `group`: the layers that are added up in this pass (the one after each
+    is read too, for who fires in both). `types` int64 [R], ascending: the token types that will occur.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        plans: Sequence[LayerPlan],
+        group: Sequence[int],
+        types: np.ndarray,
+        settings: Settings,
+        *,
+        alpha: float | None,
+        site: str,
+        device: torch.device,
+    ) -> None:
+        self._model, self._plans, self._alpha, self._site, self._device = model, plans, alpha, site, device
+        self._types, self.counts = types, np.zeros(len(types), np.int64)
+        self._row_of = np.zeros(int(types.max(initial=0)) + 1, np.int64)
+        self._row_of[types] = np.arange(len(types))
+        last = len(plans) - 1
+        self._accumulators = {
+            layer: LayerAccumulator(
+                layer, model.config.dim, len(types), settings, device,
+                selects=plans[layer].selects, signed=plans[layer].signed, has_next=layer < last,
+            )
+            for layer in group
+        }  # fmt: skip
+        self._watched = sorted({*group, *(layer + 1 for layer in group if layer < last)})
+        self._batch = TokenBatch.of(np.empty(0, np.int64), np.empty(0, np.int64))
+        self._before: tuple[int, Tensor] | None = None  # the layer that was read last, and who fired in it
+
+    def run(self, batches: Iterable[Piece]) -> Iterator[int]:
+        """Add up batches; yields the number of windows of each when it is counted."""
+        with tap(self._model, self._watched, self._see) as forward:
+            for tokens, positions, document_ids in batches:
+                rows = self._row_of[tokens]
+                self._batch = TokenBatch.of(rows.ravel(), positions.ravel(), self._device)
+                ids = None if document_ids is None else torch.from_numpy(document_ids).to(self._device)
+                forward(torch.from_numpy(tokens).to(self._device), ids)
+                self.counts += np.bincount(rows.ravel(), minlength=len(self.counts))
+                yield len(tokens)
+
+    def _see(self, layer: int, output: Tensor, pre: Tensor | None, activation: Activation | None) -> None:
+        cut = self._plans[layer].cut
+        reading = read_layer(output, pre, activation, alpha=self._alpha, site=self._site, cut=cut)
+        if layer in self._accumulators:
+            self._accumulators[layer].add(reading, self._batch)
+        if self._before is not None and self._before[0] == layer - 1 and layer - 1 in self._accumulators:
+            self._accumulators[layer - 1].add_next(self._before[1], reading.fired)
+        self._before = layer, reading.fired
+
+    def stats(self) -> Iterator[tuple[int, LayerStats]]:
+        """(layer, statistics so far), layer by layer; write each before the next one and before `run` goes on."""
+        for layer, accumulator in self._accumulators.items():
+            yield layer, accumulator.stats(self._types, self.counts > 0)
+
+    def load(self, bundle: Bundle) -> None:
+        """Go on from a bundle that `stats` was written to; nothing may have been added yet."""
+        for layer, accumulator in self._accumulators.items():
+            accumulator.load(bundle.layer(layer).whole(), self._types, bundle.n_tokens)
+        self.counts = bundle.counts[self._types]
+
+    def type_counts(self, vocab_size: int) -> np.ndarray:
+        """int64 [V]: tokens of each type so far."""
+        counts = np.zeros(vocab_size, np.int64)
+        counts[self._types] = self.counts
+        return counts
