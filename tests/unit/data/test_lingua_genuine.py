@@ -5,10 +5,14 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.unit.data.corpus import documents, shard_documents, write_jsonl
+from tests.unit.data.synthetic import documents as token_documents
+from tests.unit.data.synthetic import write_source
 from tests.unit.data.test_tokenizers import rank_file
+from topklm.data import DataConfig, open_data
 from topklm.data.prepare import prepare
 from topklm.data.prepare_config import PrepareConfig, PrepareTokenizerConfig
 from topklm.data.sources import SourceConfig
@@ -59,3 +63,26 @@ def test_the_documents_and_their_ids_are_linguas(lingua, tmp_path: Path, name: s
     assert len(read(lingua, root, "*.chunk.*.jsonl", 1, name, path)) == 20
     with pytest.raises(AssertionError):
         read(lingua, root, "*.chunk.*.jsonl", 6, name, path)
+
+
+def test_weights_of_documents_give_linguas_mixture(lingua, tmp_path: Path) -> None:
+    """Lingua's draws among sources of long and of short documents, and the shares of the sequences here."""
+    weights = {"long": 1.0, "short": 3.0}
+    write_source(tmp_path, "long", token_documents(900, length=30))
+    write_source(tmp_path, "short", token_documents(900, 10_000, length=4))
+    data = open_data(DataConfig(root_dir=str(tmp_path), sources=weights, seq_len=8, weights_of="documents"))
+
+    def endless(name: str):
+        texts = shard_documents(tmp_path / name, data.manifests[name], "train")
+        while True:
+            yield from (((name, len(ids)), None) for ids in texts)
+
+    drawn = lingua.choose_source(
+        {name: endless(name) for name in weights}, dict.fromkeys(weights), "", weights,
+        np.random.default_rng(0).bit_generator.state,
+    )  # fmt: skip
+    tokens = dict.fromkeys(weights, 0)
+    for _ in range(20_000):
+        (name, n), _ = next(drawn)
+        tokens[name] += n
+    assert data.shares["long"] == pytest.approx(tokens["long"] / sum(tokens.values()), abs=0.01)
