@@ -44,6 +44,8 @@ class Difference:
     twin: str
     column: Column
     paired: Paired
+    near_chance: bool
+    """Whether neither model's score differs from guessing: then a difference says nothing of the task."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +202,8 @@ def _against(row: EvalRow, twin: EvalRow, columns: Sequence[Column], notes: list
         if isinstance(result, str):
             refused.setdefault(result, []).append(column.title)
         else:
-            found.append(Difference(row.run.name, twin.run.name, column, result))
+            near = row.cells[column].near_chance and twin.cells[column].near_chance
+            found.append(Difference(row.run.name, twin.run.name, column, result, near))
     for reason, titles in refused.items():
         notes.append(f"No difference of {row.run.name} and {twin.run.name} in {', '.join(titles)}: {reason}.")
     return found

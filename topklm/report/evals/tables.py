@@ -152,9 +152,10 @@ def interval_of(difference: Difference) -> tuple[float, float, float]:
 
 
 def verdict(difference: Difference) -> str:
-    """worse or better where neither the interval nor the bootstrap's holds "no difference", else nothing."""
+    """worse or better where neither the interval nor the bootstrap's holds "no difference", else nothing; and nothing
+    where both models guess."""
     p = difference.paired
-    if not (min(p.low, p.bootstrap_low) > 0 or max(p.high, p.bootstrap_high) < 0):
+    if difference.near_chance or not (min(p.low, p.bootstrap_low) > 0 or max(p.high, p.bootstrap_high) < 0):
         return ""
     return "better" if (p.low > 0) == difference.column.higher_is_better else "worse"
 
@@ -180,7 +181,7 @@ def _difference_texts(difference: Difference) -> list[str]:
         text(p.difference),
         span(p.low, p.high),
         span(p.bootstrap_low, p.bootstrap_high),
-        verdict(difference),
+        "both guess" if difference.near_chance else verdict(difference),
     ]
 
 

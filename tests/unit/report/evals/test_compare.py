@@ -127,6 +127,17 @@ def test_scores_near_guessing_are_marked_and_said(tmp_path):
     assert any("(pick)" in note and "guessing" in note for note in comparison.notes)
 
 
+def test_two_models_that_guess_do_not_differ(tmp_path):
+    fewer = [int(right and i % 9 != 0) for i, right in enumerate(GUESSED)]
+    near = {"near": ["acc,none"]}
+    one = compare_evaluations(twins(tmp_path / "1", {"scores": GUESSED, **near}, {"scores": fewer, **near}))
+    (found,) = one.differences
+    assert found.paired.high < 0
+    assert verdict(found) == ""
+    two = compare_evaluations(twins(tmp_path / "2", {"scores": GUESSED}, {"scores": fewer, **near}))
+    assert verdict(two.differences[0]) == "worse"
+
+
 def test_models_of_different_tokenizers_are_compared_by_bits_per_byte(tmp_path):
     validation = FakeValidation(LOSSES, SIZES)
     paths = twins(
