@@ -49,7 +49,7 @@ def export_huggingface(
     config, parity = config or HuggingFaceConfig(), parity or ParityConfig()
     hf_config = huggingface_config(source, config.dtype)
     check_place(out, source.config.path, overwrite=overwrite)
-    for package in ("transformers", "safetensors", "accelerate"):
+    for package in ("transformers", "safetensors"):
         require(package, "topklm[hf]")
     add_bos = source.adds_bos() if config.add_bos is None else config.add_bos
     facts = source.facts("hf", dtype=config.dtype, add_bos=add_bos)

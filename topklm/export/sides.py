@@ -133,36 +133,40 @@ def open_huggingface(path: Path, *, trust_remote_code: bool = False) -> HuggingF
     trusted.
     """
     transformers = require("transformers", "topklm[hf]")
-    loader: Any = transformers.AutoModelForCausalLM
-    options: dict[str, Any] = {}
     hf = read_hf(path)
-    if hf.topk is not None:
-        own = Path(modeling().__file__)
-        theirs = path / own.name
-        if theirs.is_file() and theirs.read_bytes() == own.read_bytes():
-            loader = modeling().TopKLlamaForCausalLM
-        elif not trust_remote_code:
-            raise ConfigError(
-                [
-                    Problem(
-                        "b",
-                        f"{theirs} is not the file of this version of topklm; export again, or if you trust the "
-                        "code in it, trust_remote_code=true",
-                    )
-                ]
-            )
-        else:
-            options["trust_remote_code"] = True
     with _quiet(transformers):
         try:
-            model, info = loader.from_pretrained(
-                str(path), output_loading_info=True, local_files_only=True, low_cpu_mem_usage=True, **options
-            )
+            loader = _own_or_trusted(path, trust_remote_code) if hf.topk else transformers.AutoModelForCausalLM
+            model, info = loader.from_pretrained(str(path), output_loading_info=True, local_files_only=True)
+        except ConfigError:
+            raise
         except Exception as error:  # any kind, of a file from elsewhere
             raise CheckpointError(f"transformers cannot load {path}: {error}") from error
     if wrong := [f"{what}: {', '.join(map(str, names))}" for what, names in info.items() if names]:
         raise CheckpointError(f"transformers loads {path} with {'; '.join(wrong)}")
     return HuggingFaceSide(model, hf.raw.get("dtype") or hf.raw.get("torch_dtype"))
+
+
+def _own_or_trusted(path: Path, trust_remote_code: bool) -> Any:
+    """The class of a TopK model: ours if the code in the directory is ours, else the one that this code defines."""
+    own = Path(modeling().__file__)
+    theirs = path / own.name
+    if not theirs.is_file():
+        raise ConfigError(
+            [Problem("b", f"{path} has a section topk but no {own.name}: transformers runs it as a dense model, "
+                          "without a word; write it with python -m apps.export to=hf")]
+        )  # fmt: skip
+    if theirs.read_bytes() == own.read_bytes():
+        return modeling().TopKLlamaForCausalLM
+    if not trust_remote_code:
+        raise ConfigError(
+            [Problem("b", f"{theirs} is not the file of this version of topklm; export again, or if you trust the code "
+                          "in it, trust_remote_code=true")]
+        )  # fmt: skip
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    # By its own name, in whose place no registered class can come.
+    return get_class_from_dynamic_module(f"{own.stem}.TopKLlamaForCausalLM", str(path))
 
 
 @contextlib.contextmanager
