@@ -87,9 +87,9 @@ def latex(comparison: EvalComparison) -> str:
         lines.append(" & ".join([_tex(name), k, dim, layers, *cells]) + r" \\")
     lines += [r"\midrule", " & ".join(["chance", "", "", "", *(_chance_text(comparison, c) for c in columns)]) + r" \\"]
     for difference in _main(comparison):
-        _, n, value, interval, _, verdict = _difference_texts(difference)
+        _, n, value, interval, _, says = _difference_texts(difference)
         lines.append(_tex_comment(f"{difference.run} against {difference.twin}, {difference.column.title}, n = {n}: "
-                                  f"{value} [{interval}] {verdict}"))  # fmt: skip
+                                  f"{value} [{interval}] {says}"))  # fmt: skip
     notes = "\n".join(_tex_comment(note) for note in comparison.notes)
     spec = "l" + "r" * (3 + len(columns))
     body = "\n".join(lines)
@@ -103,7 +103,10 @@ def latex(comparison: EvalComparison) -> str:
 
 
 def rich_tables(comparison: EvalComparison) -> Group:
-    """The comparison for a terminal: a row a figure, a column a model, then the differences of twins, then notes."""
+    """The comparison for a terminal: a row a figure, a column a model, then a table for each pair of twins, and notes.
+
+    Two models fit 80 characters.
+    """
     from rich import box
     from rich.console import Group
     from rich.table import Table
@@ -123,13 +126,12 @@ def rich_tables(comparison: EvalComparison) -> Group:
         for c in comparison.main_columns
     ]
     tables = [table("Evaluation", heads, lines, 1)]
-    if comparison.differences:
-        heads = ["less its dense twin", "figure", "n", "difference", "95 % interval", ""]
-        lines = []
-        for difference in _main(comparison):
-            title, n, value, interval, _, verdict = _difference_texts(difference)
-            lines.append([difference.run, title, n, value, interval, verdict])
-        tables.append(table("Paired differences", heads, lines, 2))
+    heads = ["paired by document", "n", "difference", "95 % interval", ""]
+    pairs: dict[str, list[list[str]]] = {}
+    for difference in _main(comparison):
+        title, n, value, interval, _, says = _difference_texts(difference)
+        pairs.setdefault(f"{difference.run} less {difference.twin}", []).append([title, n, value, interval, says])
+    tables += [table(title, heads, lines, 1) for title, lines in pairs.items()]
     return Group(*tables, *(Text(f"- {note}") for note in comparison.notes))
 
 
@@ -173,7 +175,7 @@ def _difference_texts(difference: Difference) -> list[str]:
         return f"x {_exp(value):.4f}" if is_ratio else f"{value:+.4f}"
 
     def span(low: float, high: float) -> str:
-        return "-" if math.isnan(low) else f"{text(low)} to {text(high)}".replace("to x ", "to ")
+        return "-" if math.isnan(low) else f"{text(low)} to {text(high)}".replace("x ", "")
 
     return [
         difference.column.title,
