@@ -49,7 +49,7 @@ class GenerateConfig(SamplingConfig):
     until: list[str] = field(default_factory=list)
     """Meta Lingua's name of stop."""
     bos: bool | None = None
-    """Whether prompts begin with the BOS token; null: if the tokenizer has one."""
+    """Whether prompts begin with the BOS token; null: as the texts of the model's training did."""
     context: int | None = None
     """Tokens of prompt and completion together; null: the model's max_seqlen."""
     alpha: float | None = None
@@ -105,6 +105,7 @@ def main(config: GenerateConfig) -> None:
     import torch
 
     from topklm import load_model
+    from topklm.evaluate.harness_marks import marks_for
     from topklm.generate import generate
     from topklm.generate.prompts import read_prompts
     from topklm.generate.record import write_completions
@@ -117,12 +118,12 @@ def main(config: GenerateConfig) -> None:
     model, tokenizer, loaded = load_model(config.ckpt, device, torch_dtype(config.dtype), config.alpha)
     if tokenizer is None:
         raise CheckpointError(f"{loaded.path} has no tokenizer beside it; text needs one")
-    bos = tokenizer.bos_id is not None if config.bos is None else config.bos
+    marks = marks_for(tokenizer, loaded.run, config.bos, loaded.path)
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     terminal = TerminalStream(sys.stdout, len(prompts), config.n_samples, prompts if config.echo else None)
     began = time.monotonic()
     results = generate(
-        model, tokenizer, prompts, config.sampling, batch_size=config.batch_size, context=config.context, bos=bos,
+        model, tokenizer, prompts, config.sampling, batch_size=config.batch_size, context=config.context, bos=marks.bos,
         stream=terminal if config.show == "live" else None, progress=config.show != "live",
     )  # fmt: skip
     seconds = time.monotonic() - began
@@ -136,7 +137,7 @@ def main(config: GenerateConfig) -> None:
             "topk": None if loaded.topk is None else asdict(loaded.topk),
             "alpha": loaded.alpha,
             "sampling": asdict(config.sampling),
-            "bos": bos,
+            "bos": marks.words,
             "context": config.context or loaded.model.max_seqlen,
             "batch_size": config.batch_size,
             "device": str(device),

@@ -8,6 +8,7 @@ So positions are those of a full forward pass, and the first pass is plain causa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,10 +41,6 @@ class KVCache:
         """B, the number of rows."""
         return len(self._filled)
 
-    @property
-    def is_empty(self) -> bool:
-        return not any(self._filled)
-
     def begin(self, batch: int, length: int) -> tuple[Tensor, Tensor | None]:
         """Make room for `length` more tokens a row: their positions [B, T], and the mask [1 or B, 1, T, S] of the
         slots that each may attend to; None where that is plain causal attention, or all slots.
@@ -59,8 +56,10 @@ class KVCache:
             )
         positions = self.lengths[:, None] + torch.arange(length, device=self.lengths.device)  # [B, T]
         even = min(self._filled) == longest
+        rows = torch.arange(batch, device=self.lengths.device)[:, None]
+        where = (slice(None), slice(longest, longest + length)) if even else (rows, positions)
         for layer in self.layers:
-            layer.open(positions, longest if even else None, longest + length)
+            layer.open(where, longest + length)
         if even and (longest == 0 or length == 1):
             return positions, None
         slots = torch.arange(longest + length, device=self.lengths.device)
@@ -99,18 +98,14 @@ class LayerCache:
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
 
-    def open(self, positions: Tensor, start: int | None, end: int) -> None:
-        """The next tokens go to `positions`, which are start, start + 1, ... in all rows unless `start` is None."""
-        self._positions, self._start, self._end = positions, start, end
+    def open(self, where: tuple[Any, Any], end: int) -> None:
+        """The next tokens go to the rows and slots `where`; the longest row ends before slot `end` then."""
+        self._where, self._end = where, end
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write k and v [B, H_kv, T, d]; all keys and values up to the longest row's, [B, H_kv, S, d]."""
         for stored, new in ((self.keys, k), (self.values, v)):
-            if self._start is not None:
-                stored[:, :, self._start : self._end] = new
-            else:
-                rows = torch.arange(len(new), device=new.device)[:, None]
-                stored.transpose(1, 2)[rows, self._positions] = new.transpose(1, 2)
+            stored.transpose(1, 2)[self._where] = new.transpose(1, 2)
         return self.keys[:, :, : self._end], self.values[:, :, : self._end]
 
     def select(self, rows: Sequence[int], longest: int) -> None:

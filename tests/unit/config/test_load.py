@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 import pytest
 
-from topklm.config import build, describe, load_config, save_config, to_dict
+from topklm.config import Verbatim, build, describe, load_config, save_config, to_dict
 from topklm.errors import ConfigError, Problem
 
 
@@ -151,3 +151,27 @@ def test_a_file_overlays_its_base(tmp_path):
     (tmp_path / "base.yaml").write_text("base: sub/mid.yaml")
     with pytest.raises(ConfigError, match="circle"):
         load(tmp_path, "base: base.yaml")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verse(Inner):
+    prompt: Verbatim | None = None
+    """Text to go on from."""
+    title: str = "none"
+
+
+@pytest.mark.parametrize(
+    "text", ["Once, there: was", "7", "null", "", " a # b ", "[x", "${k}", "{a: 1}", "a=b", "'q' \"r\"", "two\nlines"]
+)
+def test_verbatim_text_is_taken_as_it_stands(text):
+    assert load_config(Verse, [f"prompt={text}", "k=3"]) == Verse(prompt=text, k=3)
+
+
+def test_verbatim_text_of_a_file_is_yaml_and_help_has_inherited_fields(tmp_path):
+    (tmp_path / "c.yaml").write_text("prompt: 'a: ${k}'\nk: 5\n")
+    assert load_config(Verse, [f"config={tmp_path / 'c.yaml'}"]).prompt == "a: 5"
+    with pytest.raises(ConfigError, match="title"):
+        load_config(Verse, ["title=7"])
+    text = describe(Verse, "verse", "Goes on.")
+    assert "How many entries are kept." in text
+    assert "Text to go on from." in text
