@@ -288,14 +288,13 @@ class _Pass:
 
     def _describe(self, batch: ValidationBatch) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Document (-1 where not scored), whether it is text, and bytes of each target, [b, T]."""
-        targets = batch.targets.numpy()
+        targets, source, start = batch.targets.numpy(), batch.source.numpy(), batch.start.numpy()
         documents, n_bytes = np.full_like(targets, -1), np.zeros_like(targets)
-        for row, (source, start) in enumerate(zip(batch.source.tolist(), batch.start.tolist(), strict=True)):
-            at = np.flatnonzero(targets[row] >= 0)
-            if source >= 0:
-                positions = start + 1 + at
-                documents[row, at] = self.held_out.documents(source, positions)
-                n_bytes[row, at] = self.held_out.n_bytes(source, positions, targets[row, at])
+        positions = start[:, None] + 1 + np.arange(targets.shape[1])  # [b, T]
+        for number in np.unique(source[source >= 0]):
+            mine = (source[:, None] == number) & (targets >= 0)
+            documents[mine] = self.held_out.documents(number, positions[mine])
+            n_bytes[mine] = self.held_out.n_bytes(number, positions[mine], targets[mine])
         return documents, self.held_out.is_text(targets), n_bytes
 
 
