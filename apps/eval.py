@@ -40,7 +40,8 @@ def main(config: EvalAppConfig) -> int:
         return 0
     console = Console()
     for one in evaluated:
-        console.print(summary_table(one))
+        # What is written to a file is not cut to the 80 columns of a terminal that is not there.
+        console.print(summary_table(one), width=None if console.is_terminal else 120, soft_wrap=False)
     failed = {name: reason for one in evaluated for name, reason in one.failed.items()}
     for name, reason in failed.items():
         print(f"eval: {name} was not run: {reason}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Two evaluation tasks of the held-out part of prepared data, for lm-evaluation-harness without a hub.
+"""Three evaluation tasks of the held-out part of prepared data, for lm-evaluation-harness without a hub.
 
     python scripts/make_local_tasks.py data/quickstart data/quickstart/tasks [--limit 500]
 
@@ -10,7 +10,9 @@ minimal_pairs: BLiMP's form (arXiv:1912.00582). A sentence of 8 to 30 words, and
 swapped; the sentence itself should be the more probable text. The place of the swap is drawn by a hash of the sentence,
 among neighbours that are different lowercase words. Chance is 1/2.
 
-Both are functions of the held-out text alone: the same data give the same files. Evaluate with
+documents: WikiText's form. Whole held-out documents, perplexity by word, byte and token in rolling windows.
+
+All are functions of the held-out text alone: the same data give the same files. Evaluate with
 `python -m apps.eval config=configs/eval/quickstart.yaml ckpt=RUN tasks_dir=...`; docs/evaluation.md says more.
 """
 
@@ -24,6 +26,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from topklm.data.held_out import HeldOut, open_held_out
 from topklm.errors import DataError, TopklmError
@@ -64,6 +67,23 @@ metric_list:
 metadata: {{version: 1.0}}
 """
 
+DOCUMENTS_YAML = """\
+# Documents of {origin}, as a whole.
+# Made by scripts/make_local_tasks.py.
+task: documents
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: documents.jsonl}}}}
+test_split: test
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{{{text}}}}"
+metric_list:
+  - {{metric: word_perplexity, aggregation: weighted_perplexity, higher_is_better: false}}
+  - {{metric: byte_perplexity, aggregation: weighted_perplexity, higher_is_better: false}}
+  - {{metric: bits_per_byte, aggregation: bits_per_byte, higher_is_better: false}}
+metadata: {{version: 1.0}}
+"""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -74,11 +94,14 @@ def main() -> None:
     held_out = open_held_out(args.data)
     origin = f"the held-out part of {', '.join(held_out.names)} ({held_out.fingerprint[:12]})"
     args.out.mkdir(parents=True, exist_ok=True)
-    sentences = [sentences_of(text) for text in documents(held_out)]
-    for name, made, yaml in (
+    texts = list(documents(held_out))
+    sentences = [sentences_of(text) for text in texts]
+    tasks: list[tuple[str, Iterator[dict[str, Any]], str]] = [
+        ("documents", ({"text": text} for text in texts), DOCUMENTS_YAML),
         ("last_word", (p for s in sentences for p in last_words(s)), LAST_WORD_YAML),
         ("minimal_pairs", (p for s in sentences for p in minimal_pairs(s)), MINIMAL_PAIRS_YAML),
-    ):
+    ]
+    for name, made, yaml in tasks:
         found = list(made)
         if not found:
             raise DataError(f"{args.data} has too little held-out text for {name}; prepare more of it")

@@ -31,7 +31,7 @@ class EvalAppConfig:
     """Meta Lingua's name of ckpt."""
     out: str | None = None
     """Directory of the results; null: evals/STEP of the run, or evals/ beside the checkpoint's file. With several
-    checkpoints, one directory each in it, named by the run."""
+    checkpoints, one directory each in it, named by where their paths differ."""
     dump_dir: str | None = None
     """Meta Lingua's name of out."""
     overwrite: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,7 +75,7 @@ class _Evaluation:
             raise CheckpointError(f"{path} has no tokenizer, and text is what is evaluated; put its tokenizer/ back")
         self.tokenizer = tokenizer
         self.marks = marks_for(tokenizer, self.loaded.run, config.bos, self.loaded.path)
-        self.directory = _directory(config, self.loaded)
+        self.directory = _directory(config, path, self.loaded)
         self.provenance = evaluation_provenance(
             self.loaded.run,
             step=self.loaded.step,
@@ -187,13 +188,16 @@ class _Evaluation:
         )
 
 
-def _directory(config: EvalAppConfig, loaded: LoadedConfig) -> Path:
+def _directory(config: EvalAppConfig, named: str, loaded: LoadedConfig) -> Path:
     """Where the results go. The step, and what a reader must know to compare: settings that are not the usual ones."""
     path = loaded.path
     of_run = path.parent.name == "checkpoints"
     run = path.parent.parent if of_run else (path if path.is_dir() else path.parent)
     if config.results_dir:
-        run = Path(config.results_dir) / (run.name if len(config.checkpoints) > 1 else "")
+        run = Path(config.results_dir)
+        if len(config.checkpoints) > 1:  # told apart by what their paths do not share
+            every = [os.path.abspath(one) for one in config.checkpoints]
+            run /= os.path.relpath(os.path.abspath(named), os.path.commonpath(every)).replace(os.sep, "_")
     directory = evals_directory(run, loaded.step or 0)
     harness = config.harness
     unusual = {

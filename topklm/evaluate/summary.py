@@ -53,4 +53,4 @@ def _rows(evaluated: Evaluated) -> Iterator[tuple[str, ...]]:
 def _number(value: Any) -> str:
     if not isinstance(value, int | float) or math.isnan(value):
         return "-"
-    return f"{value:.4f}" if abs(value) < 10 else f"{value:,.2f}"
+    return f"{value:.4f}" if abs(value) < 10 else f"{value:,.2f}" if abs(value) < 1e5 else f"{value:.3e}"
