@@ -68,7 +68,8 @@ def test_from_linguas_files_to_a_run(tmp_path):
         found = shard_documents(tmp_path / "shuffled_tokens" / "speeches_1.0", manifest, part)
         assert found == [[256, *text.encode()] for text in documents]
 
-    run_app("apps.train", f"config={tmp_path}/lingua.yaml", f"data.root_dir={out}")
+    done = run_app("apps.train", f"config={tmp_path}/lingua.yaml", f"data.root_dir={out}")
+    assert "the run of 3 steps ends in its warm-up of 4: the highest learning rate is 0.002" in done.stderr
     rates = metrics(tmp_path / "run", "optim/lr")
     assert rates == pytest.approx({1: 0.0, 2: 1e-3, 3: 2e-3})
     assert metrics(tmp_path / "run", "val/tokens@64") == dict.fromkeys((2, 3), manifest.n_tokens("val") - 1)

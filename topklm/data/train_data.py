@@ -56,8 +56,10 @@ class TrainData:
     @cached_property
     def weights(self) -> dict[str, float]:
         """What the numbers of sequences from each source are proportional to."""
-        if self.config.weights_of == "sequences":
-            return self.config.sources
+        return self._weights_of_documents() if self.config.weights_of == "documents" else self.config.sources
+
+    def _weights_of_documents(self) -> dict[str, float]:
+        """Sequences in proportion to the tokens of so many documents of each source."""
         return {
             name: weight * len(self.train[name]) / self.train[name].n_documents
             for name, weight in self.config.sources.items()
@@ -66,8 +68,7 @@ class TrainData:
     @property
     def shares(self) -> dict[str, float]:
         """The share of the sequences that comes from each source; they sum to 1."""
-        total = sum(self.weights.values())
-        return {name: weight / total for name, weight in self.weights.items()}
+        return _normalised(self.weights)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -107,9 +108,15 @@ class TrainData:
                 f"{', '.join(by_files)}: held out are the documents of *.val.jsonl; whether some of them are trained "
                 "on as well was not looked for"
             )
+        if self.config.weights_of == "sequences" and len(self.manifests) > 1 and self._is_of_lingua():
+            others = ", ".join(f"{name} {x:.1%}" for name, x in _normalised(self._weights_of_documents()).items())
+            lines.append(f"in Lingua the weights are of documents, which would be {others}: data.weights_of=documents")
         if tokenizer_file_is_missing(self.config):
             lines.append(f"data.tokenizer.path {self.config.tokenizer.path} is not there, so it was not compared")
         return lines
+
+    def _is_of_lingua(self) -> bool:
+        return any(manifest.origin.get("kind") == "lingua" for manifest in self.manifests.values())
 
 
 def open_data(config: DataConfig) -> TrainData:
@@ -155,6 +162,11 @@ def open_data(config: DataConfig) -> TrainData:
         head = "" if len(problems) == 1 else f"{len(problems)} problems with the prepared data:\n  - "
         raise DataError(head + "\n  - ".join(problems))
     return TrainData(config=config, manifests=manifests, train=train, val=val)
+
+
+def _normalised(weights: dict[str, float]) -> dict[str, float]:
+    total = sum(weights.values())
+    return {name: weight / total for name, weight in weights.items()}
 
 
 def _tokenizer_problems(manifests: dict[str, Manifest]) -> list[str]:

@@ -86,7 +86,7 @@ class TrainConfig:
         if not -(2**31) < self.seed < 2**31:
             yield Problem("seed", f"{self.seed} does not fit 32 bits")
         if not self.dump_dir:
-            yield Problem("dump_dir", "is missing: the directory of this run")
+            yield Problem("dump_dir", f"is missing: the directory of this run, such as dump_dir=runs/{self.name}")
         for name in ("steps", "grad_acc_steps", "max_nonfinite"):
             if getattr(self, name) < 1:
                 yield Problem(name, f"{getattr(self, name)} is below 1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
@@ -13,6 +14,9 @@ from topklm.evaluate import check_tasks, windows_of
 from topklm.model.lingua import find_lingua
 from topklm.optional import require
 from topklm.train.config import TrainConfig
+from topklm.train.optim import learning_rate
+
+log = logging.getLogger("topklm.train")
 
 
 def preflight(config: TrainConfig, data: TrainData, *, is_main: bool) -> TextIO | None:
@@ -37,6 +41,12 @@ def preflight(config: TrainConfig, data: TrainData, *, is_main: bool) -> TextIO 
         except ConfigError as error:
             problems += error.problems
     problems += _evaluation_problems(config, data, is_main=is_main)
+    if is_main and config.optim.scheduler != "constant" and config.optim.warmup >= config.steps:
+        last = learning_rate(config.optim, config.steps - 1, config.steps)
+        log.warning(
+            "the run of %d steps ends in its warm-up of %d: the highest learning rate is %.3g, not optim.lr=%g",
+            config.steps, config.optim.warmup, last, config.optim.lr,
+        )  # fmt: skip
     lock = None
     try:
         Path(config.dump_dir).mkdir(parents=True, exist_ok=True)

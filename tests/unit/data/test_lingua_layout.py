@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -191,7 +192,11 @@ def test_files_that_say_what_is_held_out_are_taken_at_their_word(lingua: Prepare
     by_rule = SourceConfig(kind="jsonl", path=str(place(lingua) / "web.chunk.00.jsonl"))
     prepare(replace(lingua, sources={**lingua.sources, "ruled": by_rule}))
     data = open_data(DataConfig(root_dir=str(out), sources={"web_1.0": 1.0, "ruled": 1.0}, seq_len=16))
-    assert data.summary()[-1].startswith("web_1.0: held out are the documents of *.val.jsonl; whether")
+    assert data.summary()[-2].startswith("web_1.0: held out are the documents of *.val.jsonl; whether")
+    (named,) = re.findall("would be web_1.0 (.*)%, ruled (.*)%: data.weights_of=documents", data.summary()[-1])
+    drawn = open_data(replace(data.config, weights_of="documents"))
+    assert [float(share) for share in named] == [round(100 * drawn.shares[name], 1) for name in ("web_1.0", "ruled")]
+    assert "data.weights_of" not in drawn.summary()[-1]
 
 
 def test_weights_of_documents_are_shares_of_documents_as_in_lingua(tmp_path: Path) -> None:
