@@ -38,8 +38,9 @@ class CheckpointConfig:
     path: str | None = None
     """Where they go; dump_dir/checkpoints if null."""
     init_ckpt_path: str | None = None
-    """Start a new run from these weights: a run, a checkpoint directory or a consolidated file. Ignored when the run
-    has a checkpoint of its own to resume from."""
+    """Start a new run from these weights: a run, a checkpoint directory, a consolidated file, or a Llama of Hugging
+    Face; `model` must describe them (init_from takes it from there). Ignored when the run has a checkpoint of its
+    own to resume from."""
     continue_training_from_init: bool = False
     """With init_ckpt_path: take optimizer state and step from there as well."""
     async_save: bool = False

@@ -1,5 +1,6 @@
 """Every YAML that is shipped loads; the paper's models have the paper's sizes, counted on the meta device."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from topklm.model import build_model
 from topklm.train import TrainConfig
 
 ROOT = Path(__file__).parents[3]
-TRAIN = sorted(p for room in ("quickstart", "paper") for p in (ROOT / "configs" / room).glob("*.yaml"))
+TRAIN = sorted(p for room in ("quickstart", "paper", "retrofit") for p in (ROOT / "configs" / room).glob("*.yaml"))
 # Millions of parameters with a vocabulary of 32,000, untied; the tables of the method's description.
 PAPER = {
     "d1024_l8": 168.3, "d1024_l16": 271.1, "d1024_l24": 373.9,
@@ -54,3 +55,14 @@ def test_the_papers_models(name, millions):
 def test_every_paper_config_is_in_the_table():
     shipped = {p.stem.split("_", 1)[1] for p in (ROOT / "configs" / "paper").glob("*_d*.yaml")}
     assert shipped == set(PAPER)
+
+
+def test_the_retrofits_differ_from_their_twins_in_the_topk_alone():
+    for name in ("smollm2", "smollm2_cpu"):
+        sparse, dense = (
+            load_config(TrainConfig, [f"config={ROOT}/configs/retrofit/{file}.yaml", "name=x", "dump_dir=x"])
+            for file in (name, f"{name}_dense")
+        )
+        assert sparse.init_from == "exports/smollm2"
+        assert sparse.topk is not None
+        assert dense == dataclasses.replace(sparse, topk=None)
