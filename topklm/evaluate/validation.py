@@ -80,17 +80,17 @@ class Validation:
         return tables
 
     def content(self) -> dict[str, Any]:
-        """For `validation.json`."""
+        """For `validation.json`; what is not a finite number is null there."""
         held_out = self.held_out
         return {
-            "figures": self.figures,
+            "figures": _finite(self.figures),
             "held_out": {
                 "fingerprint": held_out.fingerprint,
                 "tokenizer_sha256": held_out.tokenizer_sha256,
                 "bytes_scale": held_out.bytes_scale,
             },
             "views": {
-                name: {"windows": asdict(view.windows), "sources": table}
+                name: {"windows": asdict(view.windows), "sources": {key: _finite(row) for key, row in table.items()}}
                 for (name, view), table in zip(self.views.items(), self.tables().values(), strict=True)
             },
         }
@@ -118,6 +118,10 @@ class Validation:
                     "nats": nats,
                     "text_nats": text_nats,
                 }
+
+
+def _finite(figures: dict[str, float]) -> dict[str, float | None]:
+    return {key: value if math.isfinite(value) else None for key, value in figures.items()}
 
 
 def _row(sums: np.ndarray) -> dict[str, float]:

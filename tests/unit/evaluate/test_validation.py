@@ -140,6 +140,14 @@ def test_standard_errors_are_those_of_a_ratio_over_documents(data, model):
     assert row["ppl_stderr"] == pytest.approx(row["ppl"] * row["loss_stderr"])
 
 
+def test_one_document_has_no_standard_error(tmp_path, model):
+    write_source(tmp_path, "a", marked(40, 0), [[BOS, 1, 2, 3, EOS]], tokenizer=ByteTokenizer(), add_bos=True)
+    found = validate(model, open_held_out(tmp_path), [Windows(context=8)], batch_size=1, device=CPU)
+    assert math.isnan(found.tables()["8"]["*"]["ppl_stderr"])
+    assert found.content()["views"]["8"]["sources"]["*"]["ppl_stderr"] is None
+    json.dumps(found.content(), allow_nan=False)
+
+
 def test_the_standard_error_of_a_ratio_is_the_spread_over_samples():
     """Of many samples of documents, the ratio's own standard deviation."""
     rng = np.random.default_rng(0)

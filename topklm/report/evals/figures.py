@@ -85,7 +85,8 @@ def _held_out(evaluation: Evaluation) -> Iterator[tuple[Column, Cell]]:
             task = HELD_OUT if source == "*" else f"{HELD_OUT}/{source}"
             for metric, scale in (("ppl", "perplexity"), ("bpb", "bits")):
                 column = Column(task, metric, view, "perplexity" if scale == "perplexity" else "bits")
-                yield column, Cell(row[metric], _number(row[f"{metric}_stderr"]), row["documents"])
+                if row[metric] is not None:
+                    yield column, Cell(row[metric], row[f"{metric}_stderr"], row["documents"])
 
 
 def _documents(evaluation: Evaluation, column: Column) -> Units | None:
