@@ -59,6 +59,11 @@ def compare(runs: Sequence[Run]) -> Comparison:
     """Put runs side by side. Needs no dense run; ratios are left out where there is no twin."""
     notes: list[str] = []
     rows = [_row(run, runs, notes) for run in runs]
+    if len({run.recorded("tokenizer_sha256") for run in runs} - {None}) > 1:
+        notes.append(
+            "The runs have different tokenizers: their perplexities per token do not compare; bits per byte do "
+            "(python -m apps.eval compare)."
+        )
     return Comparison(rows, all_views(runs), notes)
 
 

@@ -177,3 +177,10 @@ def test_many_runs_stand_below_each_other(make_run):
     lines = console.export_text().splitlines()
     assert not any("run0" in line and "run1" in line for line in lines)
     assert sum("run5" in line for line in lines) == 2
+
+
+def test_different_tokenizers_are_told(make_run):
+    runs = [make_run(name, provenance={**PROVENANCE, "tokenizer_sha256": name * 64}) for name in "ab"]
+    assert any("different tokenizers" in note for note in compare(read_runs(runs)).notes)
+    same = [make_run(name, provenance=PROVENANCE) for name in "cd"]
+    assert not any("different tokenizers" in note for note in compare(read_runs(same)).notes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 from topklm.errors import ConfigError, DataError, Problem, TopklmError
@@ -156,6 +157,12 @@ def _note_settings(rows: Sequence[EvalRow], notes: list[str]) -> None:
         values = {row.evaluation.provenance.get(key) for row in rows if row.evaluation.harness is not None}
         if len(values) > 1:
             notes.append(f"The models were evaluated with different {what}: {', '.join(sorted(map(str, values)))}.")
+    for one, other in combinations(rows, 2):
+        shared = one.cells.keys() & other.cells.keys()
+        if shared and all(one.cells[column].value == other.cells[column].value for column in shared):
+            hashes = {row.evaluation.provenance.get("checkpoint_sha256") for row in (one, other)}
+            why = "they are the same checkpoint" if len(hashes - {None}) == 1 else "is one of them a copy of the other?"
+            notes.append(f"{one.run.name} and {other.run.name} have the same value in every figure: {why}.")
     if near := sorted({c.task for row in rows for c, cell in row.cells.items() if cell.near_chance}):
         notes.append(
             f"~ marks a score within two standard errors of guessing ({', '.join(near)}): it does not tell a model "

@@ -77,29 +77,29 @@ def differences_csv(comparison: EvalComparison) -> str:
 
 
 def latex(comparison: EvalComparison) -> str:
-    """The table of models for LaTeX (booktabs), its notes as a comment above and a line below."""
+    """For LaTeX (booktabs): the table of models, that of the differences of twins, and the notes."""
     columns = comparison.main_columns
-    head = " & ".join(_tex(text) for text in ["model", "k", "D", "L", *(column.title for column in columns)])
-    lines = []
+    models = [["model", "$k$", "$D$", "$L$", *(_tex(column.title) for column in columns)]]
     for row in comparison.rows:
-        name, _, k, dim, layers, _ = _description(row)
-        cells = [_tex_cell(row.cells.get(column), column) for column in columns]
-        lines.append(" & ".join([_tex(name), k, dim, layers, *cells]) + r" \\")
-    lines += [r"\midrule", " & ".join(["chance", "", "", "", *(_chance_text(comparison, c) for c in columns)]) + r" \\"]
-    for difference in _main(comparison):
-        _, n, value, interval, _, says = _difference_texts(difference)
-        lines.append(_tex_comment(f"{difference.run} against {difference.twin}, {difference.column.title}, n = {n}: "
-                                  f"{value} [{interval}] {says}"))  # fmt: skip
-    notes = "\n".join(_tex_comment(note) for note in comparison.notes)
-    spec = "l" + "r" * (3 + len(columns))
-    body = "\n".join(lines)
-    mark = (
-        rf"\multicolumn{{{len(spec)}}}{{l}}{{\footnotesize $\pm$ one standard error; $\sim$ within two of guessing.}}"
-    )
-    return (
-        f"{notes}\n\\begin{{tabular}}{{{spec}}}\n\\toprule\n{head} \\\\\n\\midrule\n{body}\n\\bottomrule\n"
-        f"{mark} \\\\\n\\end{{tabular}}\n"
-    )
+        name, _, k, dim, layers, _ = map(_tex, _description(row))
+        models.append([name, k, dim, layers, *(_tex_number(value_text(row.cells.get(c), c)) for c in columns)])
+    models.append(["chance", "", "", "", *(_chance_text(comparison, column) for column in columns)])
+    tables = [_tabular(models, left=1)]
+    if main := _main(comparison):
+        heads = ["TopK", "dense twin", "figure", "$n$", "difference", r"95\,\% interval", ""]
+        lines = []
+        for difference in main:
+            title, n, value, interval, _, says = _difference_texts(difference)
+            texts = [
+                *map(_tex, (difference.run, difference.twin, title)),
+                *map(_tex_number, (n, value, interval)),
+                says,
+            ]
+            lines.append(texts)
+        tables.append(_tabular([heads, *lines], left=3))
+    marks = r"$\pm$ one standard error; $\sim$ within two of guessing."
+    notes = [marks, *map(_tex, comparison.notes)]
+    return "\n\\par\\medskip\n".join(tables) + "".join(f"\n\\par{{\\footnotesize {note}}}" for note in notes) + "\n"
 
 
 def rich_tables(comparison: EvalComparison) -> Group:
@@ -236,10 +236,18 @@ def _tex(text: str) -> str:
     return "".join(_TEX.get(character, character) for character in text)
 
 
-def _tex_cell(cell: Cell | None, column: Column) -> str:
-    text = value_text(cell, column)
-    return text.replace("±", r"$\pm$").replace(NEAR, r"$\sim$").replace(",", "{,}")
+def _tex_number(text: str) -> str:
+    signs = {"±": r"$\pm$", NEAR: r"$\sim$", ",": "{,}", "-": "$-$", "+": "$+$", "x ": r"$\times$ "}
+    if text == "-":
+        return text
+    for sign, tex in signs.items():
+        text = text.replace(sign, tex)
+    return text
 
 
-def _tex_comment(text: str) -> str:
-    return "% " + " ".join(text.split())
+def _tabular(lines: Sequence[Sequence[str]], left: int) -> str:
+    """The first line is the head; `left` columns are texts."""
+    head, *body = [" & ".join(cells) + r" \\" for cells in lines]
+    spec = "l" * left + "r" * (len(lines[0]) - left)
+    parts = [rf"\begin{{tabular}}{{{spec}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]
+    return "\n".join(parts)

@@ -138,6 +138,14 @@ def test_two_models_that_guess_do_not_differ(tmp_path):
     assert verdict(two.differences[0]) == "worse"
 
 
+def test_rows_that_repeat_are_told(tmp_path):
+    """Nobody can tell whether a table that repeats a row shows a result or a mistake."""
+    comparison = compare_evaluations(twins(tmp_path / "1", {"scores": RIGHT}, {"scores": RIGHT}))
+    assert any("dense and topk have the same value in every figure" in note for note in comparison.notes)
+    comparison = compare_evaluations(twins(tmp_path / "2", {"scores": RIGHT}, {"scores": WORSE}))
+    assert not any("same value" in note for note in comparison.notes)
+
+
 def test_models_of_different_tokenizers_are_compared_by_bits_per_byte(tmp_path):
     validation = FakeValidation(LOSSES, SIZES)
     paths = twins(

@@ -50,18 +50,24 @@ def test_csv_has_every_figure_unrounded(comparison):
 
 
 def test_latex_is_balanced_and_escaped(tmp_path):
-    write(tmp_path, "a", provenance("a_b & 50%"), scores=RIGHT, task="pick_one")
-    write(tmp_path, "b", provenance("c~d"), scores=WORSE, task="pick_one", near=["acc,none"])
-    text = latex(compare_evaluations([tmp_path / "a", tmp_path / "b"]))
-    body = "\n".join(line for line in text.splitlines() if not line.startswith("%"))
-    assert r"a\_b \& 50\%" in body
-    assert r"c\textasciitilde{}d" in body
-    columns = len(re.search(r"\{tabular\}\{(\w+)\}", body)[1])
-    rows = [line for line in body.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
-    assert len(rows) == 4
-    assert {len(re.findall(r"(?<!\\)&", row)) + 1 for row in rows} == {columns}
-    assert body.count(r"$\sim$") == 2  # the mark, and what it means
-    assert body.count("{") == body.count("}")
+    paths = twins(
+        tmp_path,
+        {"scores": RIGHT, "task": "pick_one", "provenance": {"name": "a_b & 50%"}},
+        {"scores": WORSE, "task": "pick_one", "provenance": {"name": "c~d"}, "near": ["acc,none"]},
+    )
+    text = latex(compare_evaluations(paths))
+    assert r"a\_b \& 50\%" in text
+    assert r"c\textasciitilde{}d" in text
+    assert "difference" in text
+    tables = re.findall(r"\\begin\{tabular\}\{(\w+)\}(.*?)\\end\{tabular\}", text, re.DOTALL)
+    assert [len(re.findall(r"\\\\\n", body)) for _, body in tables] == [4, 2]  # two models and chance; one difference
+    for columns, body in tables:
+        rows = [line for line in body.splitlines() if line.endswith(r"\\")]
+        assert {len(re.findall(r"(?<!\\)&", row)) + 1 for row in rows} == {len(columns)}
+        assert body.count(r"$\sim$") == (columns == "lrrrr")
+    assert r"\footnotesize Differences are TopK less dense" in text
+    assert text.count("{") == text.count("}")
+    assert text.count("$") % 2 == 0
 
 
 def test_the_terminal_shows_all_of_it_in_80_characters(comparison):
