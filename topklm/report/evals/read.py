@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,13 @@ class Evaluation:
         entry = (content or {}).get("files", {}).get(key)
         if entry is None:
             return None
-        return [json.loads(line) for line in (self.path / entry["name"]).read_text(encoding="utf-8").splitlines()]
+        return _read_log(self.path / entry["name"], entry["sha256"])
+
+
+@lru_cache(maxsize=4)  # a task has several figures, and a twin
+def _read_log(path: Path, sha256: str) -> list[Sample]:
+    with path.open(encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
 
 
 def find_evaluation(path: Path) -> Path:
