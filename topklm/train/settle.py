@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from topklm.checkpoint import list_checkpoints, resolve
+from topklm.checkpoint import list_checkpoints, resolve, why_not_continued
 from topklm.config import build, to_dict
 from topklm.config.build import section_problems
 from topklm.errors import ConfigError, Problem
@@ -77,10 +77,12 @@ def settle(config: TrainConfig, *, vocab_size: int, world_size: int, tokenizer_d
 def read_stored(config: TrainConfig) -> TrainConfig | None:
     """The configuration of the checkpoint that training goes on from; None for a run that begins anew.
 
-    Raises `ConfigError` if that is no checkpoint of this project.
+    Raises `ConfigError` if that is no checkpoint of this project's training.
     """
+    key = "dump_dir"
     places = list_checkpoints(config.checkpoint_dir)[::-1]
     if not places and config.checkpoint.continue_training_from_init and config.checkpoint.init_ckpt_path:
+        key = "checkpoint.continue_training_from_init"
         places = [resolve(Path(config.checkpoint.init_ckpt_path))]
         if not places[0].is_dir():
             raise ConfigError(
@@ -88,6 +90,8 @@ def read_stored(config: TrainConfig) -> TrainConfig | None:
                 f"{places[0]} is a file"
             )
     for place in places:
+        if (reason := why_not_continued(place)) is not None:
+            raise ConfigError([Problem(key, reason)])
         try:
             return build(TrainConfig, json.loads((place / "params.json").read_text()))
         except (OSError, json.JSONDecodeError) as error:
