@@ -83,12 +83,12 @@ def test_what_training_evaluated_is_kept_beside_what_its_checkpoint_gave(directo
 def test_values_of_the_harness_that_json_does_not_know(directory):
     results, _ = harness(SCORES)
     results["configs"] = {"pick": {"process_docs": len, "until": {"b", "a"}, "weight": np.float64(0.5)}}
-    samples = {"odd/name": [{"doc_id": np.int64(3), "acc": np.bool_(True)}]}
+    samples = {"odd/name": [{"doc_id": np.int64(3), "acc": np.bool_(True), "doc": "a\u2028b\x85\nc"}]}
     write(directory, harness=results, samples=samples)
     found = read_evaluation(directory)
     assert found.harness["configs"]["pick"]["until"] == ["a", "b"]
     assert found.harness["configs"]["pick"]["weight"] == 0.5
-    assert found.samples("odd/name") == [{"doc_id": 3, "acc": True}]
+    assert found.samples("odd/name") == [{"doc_id": 3, "acc": True, "doc": "a\u2028b\x85\nc"}]
 
 
 @pytest.mark.parametrize("damage", ["changed", "missing"])

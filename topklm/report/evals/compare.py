@@ -161,7 +161,8 @@ def _note_settings(rows: Sequence[EvalRow], notes: list[str]) -> None:
         shared = one.cells.keys() & other.cells.keys()
         if shared and all(one.cells[column].value == other.cells[column].value for column in shared):
             hashes = {row.evaluation.provenance.get("checkpoint_sha256") for row in (one, other)}
-            why = "they are the same checkpoint" if len(hashes) == 1 and None not in hashes else "is one of them a copy of the other?"
+            same = len(hashes) == 1 and None not in hashes
+            why = "they are the same checkpoint" if same else "is one of them a copy of the other?"
             notes.append(f"{one.run.name} and {other.run.name} have the same value in every figure: {why}.")
     if near := sorted({c.task for row in rows for c, cell in row.cells.items() if cell.near_chance}):
         notes.append(
