@@ -6,18 +6,21 @@ topklm runs its own checkpoints and whatever `load_model` reads; transformers ru
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from topklm.checkpoint.huggingface import find_huggingface, read_hf
 from topklm.errors import CheckpointError, ConfigError, Problem
 from topklm.export.register import modeling
-from topklm.model import Transformer
+from topklm.model import ModelConfig, Transformer
+from topklm.model.transformer import rotary_table
 from topklm.optional import require
 from topklm.sparsity.patch import sparse_states
 
@@ -86,19 +89,31 @@ class NativeSide:
 
 
 class HuggingFaceSide:
-    """Run by transformers."""
+    """Run by transformers.
+
+    Its Llama computes norms and rotary angles in fp32 whatever the weights are. In fp64 both are replaced by the same
+    in fp64, so that there rounding cannot hide or make a difference; in fp32 everything is as it comes.
+    """
 
     what = "transformers"
     can_be_told = True
 
-    def __init__(self, model: Any, stored: str | None = None) -> None:
+    def __init__(self, model: Any, config: ModelConfig, stored_dtype: torch.dtype = torch.float32) -> None:
         self.model = model.eval()
-        self.stored_dtype: torch.dtype = getattr(torch, str(stored or "float32").removeprefix("torch."))
+        self.config = config
+        self.stored_dtype = stored_dtype
         """Of the weights in the directory."""
         self._cuts = [layer.activation for layer in model.model.layers if hasattr(layer, "activation")]
 
     def to(self, dtype: torch.dtype, device: torch.device) -> None:
         self.model.to(device=device, dtype=dtype)
+        for module in self.model.modules():
+            kind = type(module).__name__
+            if kind.endswith(("RMSNorm", "RotaryEmbedding")):
+                module.__dict__.pop("forward", None)
+                if dtype == torch.float64:
+                    wide = _wide_norm if kind.endswith("RMSNorm") else _wide_rotary
+                    module.forward = functools.partial(wide, module, self.config)
 
     @torch.no_grad()
     def trace(self, tokens: Tensor, selected: Sequence[Tensor] | None = None) -> Trace:
@@ -119,6 +134,17 @@ class HuggingFaceSide:
             logits = self.model(input_ids=tokens, use_cache=False).logits
         own = [select(x, cut.k) for x, cut in zip(streams, self._cuts, strict=True)]
         return Trace(logits=logits, streams=streams, selected=own, l0=l0)
+
+
+def _wide_norm(module: Any, config: ModelConfig, x: Tensor) -> Tensor:
+    return F.rms_norm(x, module.weight.shape, module.weight, config.norm_eps)
+
+
+def _wide_rotary(module: Any, config: ModelConfig, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+    length = int(position_ids.max()) + 1
+    table = rotary_table(length, config.head_width, config.rope_theta, config.rope_scaling, x)
+    cos, sin = (half[position_ids] for half in table)  # [B, T, d / 2]
+    return torch.cat((cos, cos), -1), torch.cat((sin, sin), -1)
 
 
 def is_huggingface(path: Path) -> bool:
@@ -144,7 +170,8 @@ def open_huggingface(path: Path, *, trust_remote_code: bool = False) -> HuggingF
             raise CheckpointError(f"transformers cannot load {path}: {error}") from error
     if wrong := [f"{what}: {', '.join(map(str, names))}" for what, names in info.items() if names]:
         raise CheckpointError(f"transformers loads {path} with {'; '.join(wrong)}")
-    return HuggingFaceSide(model, hf.raw.get("dtype") or hf.raw.get("torch_dtype"))
+    stored = str(hf.raw.get("dtype") or hf.raw.get("torch_dtype") or "float32")
+    return HuggingFaceSide(model, hf.model, getattr(torch, stored.removeprefix("torch.")))
 
 
 def _own_or_trusted(path: Path, trust_remote_code: bool) -> Any:
