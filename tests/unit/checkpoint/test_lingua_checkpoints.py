@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from tests.genuine import run_genuine
+from tests.genuine import checkout, run_genuine
 from tests.unit.checkpoint.lingua_layout import TIED, TINY, consolidate, tokens, train_args, write_checkpoint
 from topklm import load_model
 from topklm.checkpoint import read_weights, resolve, why_not_continued
@@ -193,6 +193,7 @@ for name, params in json.loads(Path("cases.json").read_text()).items():
 
 def test_what_genuine_lingua_writes(tmp_path):
     """Its own CheckpointManager and consolidation; then ours, from every form."""
+    checkout()
     head_dim = dataclasses.replace(TINY, head_dim=10, ffn_dim_multiplier=1.3)
     configs = {"untied": TINY, "tied": TIED, "head_dim": head_dim}
     cases = {}

@@ -7,7 +7,7 @@ import logging
 import pytest
 import torch
 
-from tests.genuine import run_genuine
+from tests.genuine import checkout, run_genuine
 from tests.unit.checkpoint.lingua_layout import TIED, TINY, tokens, write_checkpoint
 from topklm import load_model
 from topklm.checkpoint import CheckpointConfig, CheckpointStore
@@ -170,6 +170,7 @@ for name in json.loads(sys.argv[1]):
 
 def test_genuine_lingua_loads_it_and_computes_the_same(save, tmp_path):
     """Dense logits in fp32 to 1e-5; with sparsify on Lingua's model ours in float64 to 1e-9, without it dense ones."""
+    checkout()
     names = {"dense": (TINY, None), "tied": (TIED, None), "sparse": (TINY, SPARSE), "odd": (ODD, SPARSE)}
     torch.save(tokens(), tmp_path / "tokens.pt")
     for name, (config, topk) in names.items():
