@@ -22,7 +22,7 @@ from typing import Literal
 
 from apps._program import run, torch_device
 from topklm.errors import Problem
-from topklm.export.config import HuggingFaceConfig, ParityConfig
+from topklm.export import HuggingFaceConfig, ParityConfig
 
 CHECK = """Compare two forms of a model: `python -m apps.export check a=runs/quickstart/topk b=exports/topk`
 
@@ -81,10 +81,7 @@ class CheckConfig(ParityConfig):
 def main(config: ExportConfig) -> None:
     from rich.console import Console
 
-    from topklm.export.consolidated import export_consolidated
-    from topklm.export.huggingface import export_huggingface
-    from topklm.export.lingua import export_lingua
-    from topklm.export.source import open_source
+    from topklm.export import export_consolidated, export_huggingface, export_lingua, open_source
     from topklm.export.tables import rich_tables
 
     console = Console()
@@ -106,7 +103,7 @@ def main(config: ExportConfig) -> None:
 def check(config: CheckConfig) -> None:
     from rich.console import Console
 
-    from topklm.export.check import check_parity
+    from topklm.export import check_parity
     from topklm.export.tables import rich_tables
 
     config = dataclasses.replace(config, device=str(torch_device(config.device)))

@@ -60,7 +60,7 @@ def _use(source: Source) -> Iterator[str]:
     yield "print(tokenizer.decode(model.generate(**inputs, max_new_tokens=40)[0]))"
     yield "```"
     if source.is_sparse:
-        yield "\nWith topklm installed, `topklm.export.register.register()` makes it load without remote code."
+        yield "\nWith topklm installed, `topklm.export.register()` makes it load without remote code."
 
 
 def _topk(source: Source) -> Iterator[str]:

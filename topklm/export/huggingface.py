@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from topklm.errors import ConfigError, Problem
+from topklm.export.auto_classes import modeling
 from topklm.export.card import model_card
 from topklm.export.config import HuggingFaceConfig, ParityConfig
 from topklm.export.directory import check_place, export_directory
 from topklm.export.parity import Parity, compare
-from topklm.export.register import modeling
 from topklm.export.sides import NativeSide, open_huggingface
 from topklm.export.source import Source
 from topklm.export.text import comparison_tokens

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from topklm.checkpoint.huggingface import find_huggingface, read_hf
 from topklm.errors import CheckpointError, ConfigError, Problem
-from topklm.export.register import modeling
+from topklm.export.auto_classes import modeling
 from topklm.model import ModelConfig, Transformer
 from topklm.model.transformer import rotary_table
 from topklm.optional import require

@@ -23,11 +23,14 @@ from apps.export import CheckConfig, check
 from tests.unit.export.models import TOPK, tiny_source
 from topklm import load_model
 from topklm.errors import CheckpointError, ConfigError, DataError, ParityError
-from topklm.export import huggingface
-from topklm.export.check import check_parity
-from topklm.export.config import HuggingFaceConfig, ParityConfig
-from topklm.export.huggingface import export_huggingface
-from topklm.export.register import register
+from topklm.export import (
+    HuggingFaceConfig,
+    ParityConfig,
+    check_parity,
+    export_huggingface,
+    huggingface,
+    register,
+)
 from topklm.model.rope_scaling import RopeScaling
 from topklm.sparsity import TopKConfig
 
