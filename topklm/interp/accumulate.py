@@ -60,10 +60,10 @@ class LayerAccumulator:
 
     def add(self, reading: LayerReading, batch: TokenBatch) -> None:
         """Count the tokens of a batch."""
-        if reading.entries is None:
-            self._add_all(reading, batch)
+        if isinstance(reading.values, Entries):
+            self._add_entries(reading.values, batch)
         else:
-            self._add_entries(reading.entries, batch)
+            self._add_all(reading.values, reading.fired, batch)
         if self.cuts is not None and reading.selection is not None:
             self.cuts.add(reading.selection, reading.fired)
         self.n_tokens += len(batch)
@@ -73,8 +73,7 @@ class LayerAccumulator:
         if self.fired_next is not None:
             self.fired_next += _column_counts(fired & fired_next)
 
-    def _add_all(self, reading: LayerReading, batch: TokenBatch) -> None:
-        x, fired = reading.values, reading.fired
+    def _add_all(self, x: Tensor, fired: Tensor, batch: TokenBatch) -> None:
         index = batch.rows[:, None].expand(-1, self.width)
         wide = x.double()
         self.tables["sum"].scatter_add_(0, index, wide)

@@ -75,7 +75,8 @@ class CollectConfig:
     """Memory for the tables, per rank. Where they need more, the corpus is gone through several times, some layers each
     time. null: half of what is free."""
     save_minutes: float = 10.0
-    """Write the state of the pass this often; started again after an interruption, it goes on from there."""
+    """Write the state of the pass this often (less often where writing takes long); started again after an
+    interruption, it goes on from there. 0: after every batch."""
     out: str | None = None
     """The bundle's directory, with several checkpoints that of all their bundles; null: bundles/STEP of the run."""
     overwrite: bool = False

@@ -82,7 +82,10 @@ class _Collection:
                 for number, part in enumerate(self.windows.parts):
                     self._part(number, part, groups, progress)
             checks = self.ranks.first(self._check) if self.config.check_selections else {}
-            self.place.publish(checks)
+            model = self.subject.model
+            self.place.publish(
+                checks, model.tok_embeddings.weight.detach().float().cpu().numpy(), self.subject.tokens()
+            )
         return self.path
 
     def _part(self, number: int, part: PlannedPart, groups: list[list[int]], progress: PassProgress) -> None:
@@ -114,13 +117,15 @@ class _Collection:
             work.load(state)
             done = len(state.windows)
             progress.skip(done * context)
-        saved = time.monotonic()
+        saved, every = time.monotonic(), 60 * self.config.save_minutes
         for n in work.run(self._batches(mine[done:])):
             done += n
             progress.advance(n * context)
-            if done < len(mine) and time.monotonic() - saved >= 60 * self.config.save_minutes:
+            if done < len(mine) and (began := time.monotonic()) - saved >= every:
                 share.save_state(work.type_counts(len(counts)), mine[:done], work.stats())
                 saved = time.monotonic()
+                # Large tables take long to write: not more than a twentieth of the time goes there.
+                every = max(every, 20 * (saved - began)) if every else 0
         share.finish(counts, mine, work.stats())
 
     def _batches(self, windows: np.ndarray) -> Iterator[Piece]:

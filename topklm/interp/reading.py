@@ -11,7 +11,7 @@ from torch import Tensor
 
 from topklm.bundles.exponent import N_CODES
 from topklm.errors import Problem
-from topklm.sparsity import select, topk
+from topklm.sparsity import select
 from topklm.sparsity.annealing import TopKActivation
 from topklm.sparsity.registry import Activation
 
@@ -48,35 +48,24 @@ class Selection:
 
 @dataclass(frozen=True, kw_only=True)
 class Entries:
-    """The m values of a sparse reading that are not 0, token by token."""
+    """The m activations that are not 0, where they are few; token by token."""
 
-    flat: Tensor
-    """int64 [m], ascending: indices into the flattened [n, N]."""
     token: Tensor
-    """int64 [m] in 0 ... n - 1."""
+    """int64 [m] in 0 ... n - 1, ascending."""
     neuron: Tensor
     """int64 [m] in 0 ... N - 1."""
     values: Tensor
     """[m]"""
-
-    @staticmethod
-    def of(values: Tensor) -> Entries:
-        """Of values [n, N]."""
-        flat = flat_nonzero(values)
-        token, neuron = split_flat(flat, values.shape[1])
-        return Entries(flat=flat, token=token, neuron=neuron, values=values.view(-1)[flat])
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerReading:
     """n tokens of one layer."""
 
-    values: Tensor
-    """[n, N] fp32 (or fp64): the activations that are counted."""
+    values: Tensor | Entries
+    """The activations that are counted, fp32 (or fp64): all of them, [n, N], or those that are not 0."""
     fired: Tensor
     """bool [n, N]: selected and > 0; > 0 where nothing is selected."""
-    entries: Entries | None
-    """The values that are not 0, where they are few; None in a dense reading."""
     selection: Selection | None
     """None where nothing is selected."""
 
@@ -94,24 +83,27 @@ def read_layer(
 
     `site`: post reads the output, pre what entered the activation. `cut`: read a dense block through it.
     """
+    values = _rows(output)
     if pre is None or activation is None:
-        x = _rows(output)
-        if cut is None:
-            return LayerReading(values=x, fired=x > 0, entries=None, selection=None)
-        values = topk(x, cut.k, "relu" if cut.relu else "identity")
-        return _sparse(values, x, cut.k)
+        if cut is not None:
+            return _through(values, cut)
+        return LayerReading(values=values, fired=values > 0, selection=None)
     x = _rows(pre)
-    if site == "post" and not alpha:
-        values = _rows(output)
-        if isinstance(activation, TopKActivation):
-            return _sparse(values, x, activation.k)
-        entries = Entries.of(values)
-        selection = _any_selection(x, activation.selected(pre).flatten(0, -2), activation.margin(pre).flatten())
-        return LayerReading(values=values, fired=values > 0, entries=entries, selection=selection)
-    selected = activation.selected(pre).flatten(0, -2)
-    selection = _any_selection(x, selected, activation.margin(pre).flatten())
-    values = x if site == "pre" else _rows(output)
-    return LayerReading(values=values, fired=selected & (x > 0), entries=None, selection=selection)
+    k = activation.k if isinstance(activation, TopKActivation) else None
+    pure = site == "post" and not alpha
+    if pure and k is not None:
+        return _of_zeros(values, x, k)
+    if k is not None:
+        index = select(x, k).long()
+        selected = torch.zeros_like(x, dtype=torch.bool).scatter_(-1, index, True)
+        selection = _selection(x, index)
+    else:
+        selected = activation.selected(pre).flatten(0, -2)
+        selection = _any_selection(x, selected, activation.margin(pre).flatten())
+    if pure:
+        entries, _ = _entries(values)
+        return LayerReading(values=entries, fired=values > 0, selection=selection)
+    return LayerReading(values=x if site == "pre" else values, fired=selected & (x > 0), selection=selection)
 
 
 def flat_nonzero(x: Tensor) -> Tensor:
@@ -139,15 +131,21 @@ def _rows(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32)).contiguous()
 
 
-def _sparse(values: Tensor, pre: Tensor, k: int) -> LayerReading:
-    """A token-wise cut to k: where k values are not 0 they are the selection, which need not be made again."""
+def _entries(values: Tensor) -> tuple[Entries, Tensor]:
+    """(those of values [n, N] that are not 0, their flat indices [m])."""
+    flat = flat_nonzero(values)
+    token, neuron = split_flat(flat, values.shape[1])
+    return Entries(token=token, neuron=neuron, values=values.view(-1)[flat]), flat
+
+
+def _of_zeros(values: Tensor, pre: Tensor, k: int) -> LayerReading:
+    """A token-wise cut to k, seen in its output: where k values are not 0, they are the selection."""
     n, width = values.shape
-    entries = Entries.of(values)
-    per_token = torch.bincount(entries.token, minlength=n)
+    entries, flat = _entries(values)
+    odd = flat_nonzero(torch.bincount(entries.token, minlength=n) != k)  # a zero or a negative one was selected
     others = pre.clone()
-    others.view(-1)[entries.flat] = -torch.inf
-    kept = pre.view(-1)[entries.flat]
-    odd = flat_nonzero(per_token != k)  # tokens in which a zero or, with ReLU, a negative value was selected
+    others.view(-1)[flat] = -torch.inf
+    kept = pre.view(-1)[flat]
     if len(odd):
         cut = torch.full((n,), torch.inf, dtype=pre.dtype, device=pre.device)
         cut.scatter_reduce_(0, entries.token, kept, "amin")
@@ -157,7 +155,27 @@ def _sparse(values: Tensor, pre: Tensor, k: int) -> LayerReading:
     else:
         cut = kept.view(n, k).amin(1)
     selection = Selection(cut=cut.double(), best_other=others.amax(1).double(), others=others)
-    return LayerReading(values=values, fired=values > 0, entries=entries, selection=selection)
+    return LayerReading(values=entries, fired=values > 0, selection=selection)
+
+
+def _through(x: Tensor, cut: ReadTopK) -> LayerReading:
+    """What TopK would make of x [n, N]."""
+    index = select(x, cut.k).long()
+    kept = x.gather(-1, index)  # [n, k]
+    some = flat_nonzero(kept > 0 if cut.relu else kept)
+    token, neuron, values = some // cut.k, index.view(-1)[some], kept.view(-1)[some]
+    positive = kept > 0
+    fired = torch.zeros_like(x, dtype=torch.bool).scatter_(-1, index, positive)
+    return LayerReading(
+        values=Entries(token=token, neuron=neuron, values=values), fired=fired, selection=_selection(x, index)
+    )
+
+
+def _selection(pre: Tensor, index: Tensor) -> Selection:
+    """Of the selected indices [n, k] of pre-activations [n, N]."""
+    others = pre.scatter(-1, index, -torch.inf)
+    cut = pre.gather(-1, index).amin(1)
+    return Selection(cut=cut.double(), best_other=others.amax(1).double(), others=others)
 
 
 def _any_selection(pre: Tensor, selected: Tensor, margin: Tensor) -> Selection:

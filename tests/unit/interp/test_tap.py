@@ -80,7 +80,10 @@ def test_a_dense_model_read_through_a_cut_is_not_changed_by_it(model):
     before = x.clone()
     for relu in (True, False):
         reading = read_layer(x, None, None, alpha=None, cut=ReadTopK(k=3, relu=relu))
-        assert torch.equal(reading.values.view_as(x), topk(x, 3, "relu" if relu else "identity"))
+        found = torch.zeros(16, 16)
+        found[reading.values.token, reading.values.neuron] = reading.values.values
+        assert torch.equal(found.view_as(x), topk(x, 3, "relu" if relu else "identity"))
+        assert torch.equal(reading.fired, found > 0)
     assert torch.equal(x, before)
     assert list(ReadTopK(k=0, n_dense_tail=-1).problems())
     assert torch.equal(dense(TOKENS), dense(TOKENS))
