@@ -1,6 +1,7 @@
 """Bundles: activation statistics on disk, exact and mergeable. Knows no model and no torch; see docs/bundles.md."""
 
 from topklm.bundles.bundle import Bundle, LayerView, open_bundle
+from topklm.bundles.comparable import incomparable
 from topklm.bundles.layer_stats import LayerStats
 from topklm.bundles.merge import merge_bundles
 from topklm.bundles.meta import Corpus, CorpusPart, Made, Meta, ModelSource, PartMeta, Reading, Settings
@@ -22,6 +23,7 @@ __all__ = [
     "Settings",
     "Sketch",
     "TokenTable",
+    "incomparable",
     "merge_bundles",
     "open_bundle",
     "write_bundle",

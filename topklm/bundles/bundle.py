@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from topklm.bundles.layer_stats import TABLES, LayerStats
 from topklm.bundles.meta import AGAIN, CorpusPart, Meta, read_meta
 from topklm.bundles.neurons import tokens_since_fired
 from topklm.bundles.token_table import TokenTable, expand
-from topklm.bundles.write import CORPUS, file_entry, layer_file
+from topklm.bundles.write import CORPUS, MODEL, TOKENS, file_entry, layer_file
 from topklm.errors import DataError
 from topklm.optional import require
 
@@ -95,6 +96,23 @@ class Bundle:
     def vocab_size(self) -> int:
         """V."""
         return len(self.counts)
+
+    @property
+    def embedding(self) -> np.ndarray:
+        """float32 [V, D]: the model's input embedding. Raises `DataError` in a part, which does not have it."""
+        if MODEL not in self.meta.files:
+            raise DataError(f"{self.path} holds no embedding; take the whole bundle, or {AGAIN}")
+        with self.file(MODEL) as arrays:
+            return arrays.get_tensor("embedding")
+
+    @cached_property
+    def tokens(self) -> list[str] | None:
+        """Each token type as readable text; None where the tokenizer was not known."""
+        if TOKENS not in self.meta.files:
+            return None
+        if self.verify:
+            self._check(TOKENS)
+        return json.loads((self.path / TOKENS).read_text(encoding="utf-8"))
 
     @property
     def layers(self) -> list[int]:

@@ -13,7 +13,7 @@ import numpy as np
 from topklm.bundles.bundle import Bundle, open_bundle
 from topklm.bundles.layer_stats import LayerStats
 from topklm.bundles.meta import Made, Meta
-from topklm.bundles.write import write_bundle
+from topklm.bundles.write import MODEL, write_bundle
 from topklm.errors import DataError
 
 
@@ -27,7 +27,9 @@ def merge_bundles(paths: Sequence[str | Path | Bundle], out: str | Path) -> Bund
     meta, windows = merge_metas(bundles)
     counts = np.sum([bundle.counts for bundle in bundles], axis=0)
     layers = ((layer, merge_layer(bundles, layer)) for layer in bundles[0].layers)
-    write_bundle(Path(out), meta, counts, windows, layers)
+    first = bundles[0]
+    model = (first.embedding, first.tokens) if MODEL in first.meta.files else None
+    write_bundle(Path(out), meta, counts, windows, layers, model=model)
     return open_bundle(out)
 
 

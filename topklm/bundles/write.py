@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterable
@@ -19,6 +20,10 @@ from topklm.errors import DataError
 from topklm.optional import require
 
 CORPUS = "corpus.safetensors"
+MODEL = "model.safetensors"
+"""The input embedding of the model, `embedding` float32 [V, D]: semantic entropy is of its similarities."""
+TOKENS = "tokens.json"
+"""Each token type as readable text, a list of V strings."""
 
 
 def layer_file(layer: int) -> str:
@@ -33,11 +38,13 @@ def write_bundle(
     windows: np.ndarray,
     layers: Iterable[tuple[int, LayerStats]],
     neurons: bool = True,
+    model: tuple[np.ndarray, list[str] | None] | None = None,
 ) -> Meta:
     """Write a bundle to `path`, whole or not at all; returns its meta, with the hashes of its files.
 
     `counts` int64 [V]: tokens of each type; `windows` int64 [W]: ascending start positions. `layers` is read once, one
-    layer at a time. `neurons`: with `neurons.parquet`. Raises `DataError` if there is something at `path`.
+    layer at a time. `neurons`: with `neurons.parquet`. `model`: for `write_model`. Raises
+    `DataError` if there is something at `path`.
     """
     part = path.with_name(f"{path.name}.tmp")
     if path.exists():
@@ -45,6 +52,8 @@ def write_bundle(
     if part.exists():
         shutil.rmtree(part)
     write_corpus(part, counts, windows)
+    if model is not None:
+        write_model(part, *model)
     for layer, stats in layers:
         write_layer(part, layer, stats)
     meta = finish(part, meta, windows if neurons else None)
@@ -63,12 +72,20 @@ def write_layer(directory: Path, layer: int, stats: LayerStats) -> None:
     _save(directory / layer_file(layer), stats.to_arrays())
 
 
+def write_model(directory: Path, embedding: np.ndarray, tokens: list[str] | None) -> None:
+    """Write what is told of the model itself: its embedding [V, D], and its V tokens as text if they are known."""
+    _save(directory / MODEL, {"embedding": np.asarray(embedding, np.float32)})
+    if tokens is not None:
+        (directory / TOKENS).write_text(json.dumps(tokens, ensure_ascii=False), encoding="utf-8")
+
+
 def finish(directory: Path, meta: Meta, windows: np.ndarray | None) -> Meta:
     """Once the corpus and all layers are written: `neurons.parquet`, and `meta.json` with the hashes of all files.
 
     `windows` [W] as in the corpus; None: without `neurons.parquet`.
     """
     names = [CORPUS, *(layer_file(int(layer)) for layer in meta.layers)]
+    names += [name for name in (MODEL, TOKENS) if (directory / name).exists()]
     if windows is not None:
         sizes = meta.model.dim, meta.settings.sample_contexts
         stats = ((int(layer), read_layer(directory / layer_file(int(layer)), *sizes)) for layer in meta.layers)

@@ -4,7 +4,7 @@ Coherence of a set S is its weighted mean cosine, sum_{u<v} w_uv s_uv / sum_{u<v
 rows e_u it needs no pairs: (|sum f_u e_u|^2 - sum f_u^2 |e_u|^2) / ((sum f_u)^2 - sum f_u^2).
 
 The null: sets with as many tokens of each frequency bin (a power of two of the occurrences) as S, drawn without
-replacement. The sum over a bin is drawn once per (bin, number) and shared by all neurons; bins are independent.
+replacement. The sum over a bin is made once per (bin, number) and shared by all neurons; bins are independent.
 """
 
 from __future__ import annotations
@@ -45,13 +45,14 @@ class Null:
     """Coherences of random token sets of given numbers per frequency bin."""
 
     def __init__(self, rows: np.ndarray, counts: np.ndarray, *, draws: int = 1000, seed: int = 0) -> None:
-        """rows [R, D]: unit embeddings of the types that a neuron could respond to; counts [R]: their occurrences, >= 1."""
+        """rows [R, D]: unit embeddings of the types that a neuron could respond to; counts [R] >= 1: how often."""
         self.draws, self.seed = draws, seed
         self.bin = np.floor(np.log2(counts)).astype(np.int64)
         """int64 [R] frequency bin of each type: counts 2^b ... 2^(b+1) - 1."""
         self._f = counts / counts.max()
         self._rows = rows
         self._own = self._f**2 * (rows**2).sum(1)
+        self._ranks: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._parts: OrderedDict[tuple[int, int], tuple[np.ndarray, ...]] = OrderedDict()
 
     def profile(self, tokens: np.ndarray) -> tuple[tuple[int, int], ...]:
@@ -62,9 +63,9 @@ class Null:
     def coherences(self, tokens: np.ndarray) -> np.ndarray:
         """Coherence of `draws` random sets with the profile of `tokens`, float64 [draws]."""
         sums = [self._part(*each) for each in self.profile(tokens)]
-        total, f, squares, own = (sum(column) for column in zip(*sums, strict=True))
+        total, f, squares, own = (np.asarray(sum(column)) for column in zip(*sums, strict=True))
         values = ((total**2).sum(1) - own) / (f**2 - squares)
-        return np.broadcast_to(values, (self.draws,))  # all tokens of every bin: there is one such set only
+        return np.broadcast_to(values, (self.draws,))
 
     def p_value(self, value: float, tokens: np.ndarray) -> float:
         """Chance that a random set is at least as coherent: (1 + number of such draws) / (1 + draws). NaN for NaN."""
@@ -82,18 +83,25 @@ class Null:
         if (b, n) in self._parts:
             self._parts.move_to_end((b, n))
             return self._parts[b, n]
-        members = np.flatnonzero(self.bin == b)
-        rng = np.random.default_rng((self.seed, b, n))
-        draws = 1 if n == len(members) else self.draws
-        chosen = np.zeros((draws, len(members)))
-        for row in chosen:
-            row[rng.permutation(len(members))[:n]] = 1.0
+        members, ranks = self._orders(b)
+        chosen = (ranks < n).astype(np.float64)  # the first n of each random order
+        if n == len(members):
+            chosen = chosen[:1]  # there is one such set only
         f = self._f[members]
         part = (chosen @ (f[:, None] * self._rows[members]), chosen @ f, chosen @ f**2, chosen @ self._own[members])
         self._parts[b, n] = part
         while len(self._parts) > 1 and sum(each[0].nbytes for each in self._parts.values()) > CACHE_BYTES:
             self._parts.popitem(last=False)
         return part
+
+    def _orders(self, b: int) -> tuple[np.ndarray, np.ndarray]:
+        """(types [s] of a bin, the place of each in `draws` random orders of them, [draws, s]). The first n of an order
+        are a random set of n, so sets of different size have tokens in common, from which no single p-value suffers."""
+        if b not in self._ranks:
+            members = np.flatnonzero(self.bin == b)
+            places = np.tile(np.arange(len(members), dtype=np.int32), (self.draws, 1))
+            self._ranks[b] = members, np.random.default_rng((self.seed, b)).permuted(places, axis=1)
+        return self._ranks[b]
 
 
 def false_discovery(p_values: ArrayLike) -> np.ndarray:

@@ -27,7 +27,7 @@ from topklm.bundles import Bundle, LayerStats, Meta, open_bundle, write_bundle
 from topklm.bundles.bundle import PARTS
 from topklm.bundles.merge import merge_layer, merge_metas, windows_hash
 from topklm.bundles.meta import read_meta, write_meta
-from topklm.bundles.write import finish, publish, write_corpus, write_layer
+from topklm.bundles.write import finish, publish, write_corpus, write_layer, write_model
 from topklm.errors import ConfigError, DataError, Problem
 from topklm.interp.ranks import Ranks
 
@@ -116,8 +116,8 @@ class Workplace:
 
         self.ranks.first(end)
 
-    def publish(self, checks: dict[str, Any]) -> None:
-        """Once all parts are finished: the whole, which gets its name."""
+    def publish(self, checks: dict[str, Any], embedding: np.ndarray, tokens: list[str] | None) -> None:
+        """Once all parts are finished: the whole, with what is told of the model, which gets its name."""
         whole = self.tmp / "whole"
         parts = [open_bundle(self._part(number)) for number in range(len(self.names))]
         meta, windows = merge_metas(parts)
@@ -133,6 +133,7 @@ class Workplace:
                 os.link(parts[0].path / name, whole / name)
 
         def end() -> None:
+            write_model(whole, embedding, tokens)
             finish(whole, meta, windows)
             if len(parts) > 1:
                 os.replace(self.tmp / PARTS, whole / PARTS)

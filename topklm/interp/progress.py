@@ -11,9 +11,10 @@ log = logging.getLogger("topklm.interp")
 
 
 class PassProgress:
-    """Counts tokens; silent unless `shown`."""
+    """Counts what is done, in some `unit`; silent unless `shown`."""
 
-    def __init__(self, title: str, total: int, shown: bool, log_every: float = 15.0) -> None:
+    def __init__(self, title: str, total: int, shown: bool, log_every: float = 15.0, unit: str = "tokens") -> None:
+        self._unit = unit
         self._title, self._total, self._shown, self._log_every = title, total, shown, log_every
         self._done = self._here = 0
         self._began = self._told = time.monotonic()
@@ -59,9 +60,9 @@ class PassProgress:
         now = time.monotonic()
         per_second = self._here / max(now - self._began, 1e-9)
         if self._bar is not None:
-            self._bar.update(self._task, completed=self._done, speed=f"{per_second:,.0f} tokens/s")
+            self._bar.update(self._task, completed=self._done, speed=f"{per_second:,.0f} {self._unit}/s")
         elif self._shown and now - self._told >= self._log_every:
             self._told = now
             left = (self._total - self._done) / per_second
             share = 100 * self._done / self._total
-            log.info("%s: %.0f %%, %.0f tokens/s, time left %.0f s", self._title, share, per_second, left)
+            log.info("%s: %.0f %%, %.0f %s/s, time left %.0f s", self._title, share, per_second, self._unit, left)

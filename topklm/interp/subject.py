@@ -40,6 +40,13 @@ class Subject:
                 f"{', '.join(known_one[:12] for known_one in known)}; prepare the data with the model's tokenizer"
             )
 
+    def tokens(self) -> list[str] | None:
+        """Each of the V token types as readable text; None without a tokenizer."""
+        for tokenizer in stored_tokenizers(self.loaded.path):
+            known = min(tokenizer.vocab_size, self.source.vocab_size)  # an embedding may be padded
+            return [tokenizer.piece(i) for i in range(known)] + [""] * (self.source.vocab_size - known)
+        return None
+
 
 def checkpoints_of(config: CollectConfig) -> list[Path]:
     """The checkpoints that a configuration names, oldest first. Raises `ConfigError`, `CheckpointError`."""
