@@ -51,7 +51,8 @@ class HarnessConfig:
     log_samples: bool = True
     """Keep what was asked and answered, document by document. Comparing twins needs it."""
     gen_kwargs: dict[str, Any] | str | None = None
-    """Settings for tasks that generate: temperature, top_p, top_k, max_gen_toks, until, ...; over the task's own."""
+    """Settings for tasks that generate: temperature, top_p, top_k, max_gen_toks, until, ...; over the task's own.
+    Text that is drawn depends on the number of ranks, greedy text does not."""
     random_seed: int = 0
     """Seed of Python's random numbers, at the start of every task."""
     numpy_random_seed: int = 1234

@@ -41,6 +41,40 @@ def test_scores_are_those_of_one_forward_pass_each(pairs, batch_tokens):
         assert greedy == expected_greedy
 
 
+few = st.lists(st.integers(0, 3), min_size=1, max_size=6)
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    st.lists(st.lists(st.integers(0, 257), min_size=1, max_size=30), min_size=1, max_size=3),
+    st.lists(st.tuples(st.integers(0, 2), few), min_size=2, max_size=16),
+    st.integers(1, 200),
+)
+def test_answers_to_one_question_share_its_pass_and_keep_their_scores(contexts, answers, batch_tokens):
+    spans = [Span((*contexts[c % len(contexts)], *answer), len(answer)) for c, answer in answers]
+    found = Scorer(MODEL, device=torch.device("cpu"), batch_tokens=batch_tokens).score(spans)
+    for span, (log_p, greedy) in zip(spans, found, strict=True):
+        expected, expected_greedy = brute_force(MODEL, span.tokens, span.n_scored)
+        assert log_p == pytest.approx(expected, abs=1e-9)
+        assert greedy == expected_greedy
+
+
+def test_a_long_context_runs_once(monkeypatch):
+    shapes = []
+
+    def seen(model, tokens, *args):
+        shapes.append(tuple(tokens.shape))
+        return score_tokens(model, tokens, *args)
+
+    monkeypatch.setattr(harness_scoring, "score_tokens", seen)
+    spans = [Span((*range(n), *range(50, 50 + answer)), answer) for n in (20, 17) for answer in (3, 1, 5, 4)]
+    Scorer(MODEL, device=torch.device("cpu")).score(spans)
+    assert shapes == [(2, 20), (6, 4)]
+    shapes.clear()
+    Scorer(MODEL, device=torch.device("cpu")).score([Span((1, *range(50, 50 + n)), n) for n in (7, 8, 9)])
+    assert shapes == [(3, 9)]  # nothing to gain
+
+
 @pytest.mark.parametrize(("k", "alpha"), [(None, 0.0), (8, 0.0), (8, 0.4), (1, 0.0)])
 def test_dense_annealing_and_pure_models(k, alpha):
     model = tiny_model(k=k, alpha=alpha)
