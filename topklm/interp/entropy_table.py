@@ -23,7 +23,7 @@ def layers_table(found: dict[str, Any]) -> Table:
         f"preset {found['preset']}",
     ]
     table = _table(f"{model['run']}: {', '.join(told)} (H in nats, ± sd over neurons)")
-    columns = ("layer", "kind", "silent", "token H", "exp H", "expl.", "sem. H", "random", "cos", "q<.05", "capped")
+    columns = ("layer", "kind", "silent", "token H", "exp H", "expl.", "sem.", "rand.", "cos", "q<.05", "cap")
     for column in columns:
         table.add_column(column, justify="left" if column == "kind" else "right", no_wrap=True)
     for row in found["layers"]:
@@ -36,7 +36,7 @@ def layers_table(found: dict[str, Any]) -> Table:
             _number(row["token_explained_corrected_mean"], ".2f"),
             _number(row["semantic_entropy_mean"], ".2f"),
             _number(row["semantic_entropy_random_mean"], ".2f"),
-            _number(row["coherence_mean"], ".3f"),
+            _number(row["coherence_mean"], ".2f"),
             f"{row['coherent'] / row['neurons']:.0%}",
             str(row["capped"]),
         )
