@@ -3,11 +3,11 @@
     python scripts/bench_eval.py runs/quickstart/topk data/quickstart/tasks [--context 256 --device cuda --rounds 5]
 
 Kinds of requests, made of the held-out text of make_local_tasks.py: `last word` (one answer of a word or so to a
-passage), `pairs` (whole sentences without a prompt), `choices` (four endings of 8 to 24 words to one prompt of 40 to 80,
-HellaSwag's form), `letters` (four answers of a letter to one prompt, MMLU's form), `rolling` (whole documents).
+passage), `pairs` (whole sentences without a prompt), `choices` (four endings of 8 to 24 words to one prompt of 40 to
+80, HellaSwag's form), `letters` (four answers of a letter to one prompt, MMLU's form), `rolling` (whole documents).
 
-Both sides get texts, so tokenizing counts. HFLM runs the exported checkpoint with each of its --hf-batch sizes, of which
-the fastest counts. Prints the median of HFLM's time over ours, in alternating rounds of one process: above 1, ours is
+Both sides get texts, so tokenizing counts. HFLM runs the exported checkpoint with each of its --hf-batch sizes; the
+fastest counts. Prints the median of HFLM's time over ours, in alternating rounds of one process: above 1, ours is
 faster.
 """
 
@@ -32,7 +32,7 @@ from transformers import PreTrainedTokenizerFast
 
 from topklm import load_model
 from topklm.errors import TopklmError
-from topklm.evaluate.harness import _work
+from topklm.evaluate.harness import work_of
 from topklm.evaluate.harness_marks import marks_for
 from topklm.evaluate.harness_model import HarnessModel
 from topklm.evaluate.harness_ranks import Crew
@@ -62,7 +62,7 @@ def main() -> None:
     marks = marks_for(tokenizer, loaded.run)
     scorer = Scorer(model, device=device, batch_tokens=args.batch_tokens)
     ours = HarnessModel(
-        tokenizer, Crew(_work(model, tokenizer, scorer)), window=args.context, marks=marks, progress=unseen
+        tokenizer, Crew(work_of(model, tokenizer, scorer)), window=args.context, marks=marks, progress=unseen
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as directory:
         exported = Path(directory) / "export"

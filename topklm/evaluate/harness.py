@@ -71,7 +71,7 @@ def run_harness(
     if tokenizer is None:
         raise ConfigError("the checkpoint has no tokenizer, and the harness's tasks are texts; put its tokenizer/ back")
     device = model.head_weight.device
-    work = _work(model, tokenizer, Scorer(model, device=device, batch_tokens=config.batch_tokens))
+    work = work_of(model, tokenizer, Scorer(model, device=device, batch_tokens=config.batch_tokens))
     crew = Crew(work, rank, world_size)
     was_training = model.training
     model.eval()
@@ -104,7 +104,7 @@ def settings_of(config: HarnessConfig) -> dict[str, Any]:
     }
 
 
-def _work(model: Transformer, tokenizer: Tokenizer, scorer: Scorer) -> dict[str, Work]:
+def work_of(model: Transformer, tokenizer: Tokenizer, scorer: Scorer) -> dict[str, Work]:
     """What every rank can do: see `HarnessModel`."""
 
     def score(groups: Sequence[list[Span]], _: None, advance: Callable[[int], None] | None) -> list[list[Score]]:
@@ -165,7 +165,7 @@ class _Run:
         for name, loaded in self.tasks.found.items():
             try:
                 self.one(loaded)
-            except ConfigError as error:
+            except (ConfigError, ImportError) as error:  # a figure may need a package that nothing else does
                 failed[name] = str(error)
                 log.warning("task %s cannot run: %s", name, error)
             else:

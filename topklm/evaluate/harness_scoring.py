@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from topklm.errors import NonFiniteError
 from topklm.model import KVCache, Transformer
 from topklm.model.scoring import score_tokens
 
@@ -64,7 +66,10 @@ class Scorer:
         self.batch_tokens = batch_tokens or BATCH_TOKENS.get(device.type, 2048)
 
     def score(self, spans: Sequence[Span], advance: Callable[[int], None] | None = None) -> list[Score]:
-        """The scores in the order of the spans. `advance` is told how many more spans are done, after each batch."""
+        """The scores in the order of the spans. `advance` is told how many more spans are done, after each batch.
+
+        Raises `NonFiniteError` if the model's logits are not finite.
+        """
         results: list[Score] = [(0.0, True)] * len(spans)
         for units in _plan(spans):
             # The longest first: the memory that they need is known at once, and the time left is never underrated.
@@ -79,6 +84,7 @@ class Scorer:
                         raise
                     self.batch_tokens = todo[first].size * (len(batch) // 2)
                     log.warning("not enough memory for %d texts at once; going on with half", len(batch))
+                    torch.cuda.empty_cache()  # blocks of the size that failed; does nothing without a GPU
                     continue
                 for i, score in scores:
                     results[i] = score
@@ -102,7 +108,10 @@ class Scorer:
             cache.rewind([len(unit.row.inputs) for unit in batch])
             cache.select([place for place, _ in following])
             self._pass([row for _, row in following], number, sums, cache)
-        return [(i, (total, misses == 0)) for i, (total, misses) in zip(number, sums.tolist(), strict=True)]
+        found = [(i, (total, misses == 0)) for i, (total, misses) in zip(number, sums.tolist(), strict=True)]
+        if not all(math.isfinite(total) for _, (total, _) in found):
+            raise NonFiniteError("the model's logits are NaN or infinite; nothing can be said of it")
+        return found
 
     def _pass(self, rows: Sequence[_Row], number: dict[int, int], sums: Tensor, cache: KVCache | None) -> None:
         """One forward pass; adds (ln p, 1 if it was not the most probable) of every target to its span's sums."""

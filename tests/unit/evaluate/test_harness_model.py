@@ -17,7 +17,7 @@ from lm_eval.api.instance import Instance
 
 from tests.unit.evaluate.tiny_lm import TOKENIZER, brute_force, tiny_model, words
 from topklm.errors import ConfigError
-from topklm.evaluate.harness import _work
+from topklm.evaluate.harness import work_of
 from topklm.evaluate.harness_marks import Marks, marks_for
 from topklm.evaluate.harness_model import HarnessModel
 from topklm.evaluate.harness_ranks import Crew
@@ -34,7 +34,7 @@ def silent(description, total):
 
 
 def harness_model(window=64, marks=WITH_BOS, model=MODEL):
-    crew = Crew(_work(model, TOKENIZER, Scorer(model, device=torch.device("cpu"))))
+    crew = Crew(work_of(model, TOKENIZER, Scorer(model, device=torch.device("cpu"))))
     return HarnessModel(TOKENIZER, crew, window=window, marks=marks, progress=silent)
 
 

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.evaluate.tiny_lm import brute_force, tiny_model
+from topklm.errors import NonFiniteError
 from topklm.evaluate import harness_scoring
 from topklm.evaluate.harness_scoring import Scorer, Span, cut
 from topklm.model.scoring import score_tokens
@@ -132,6 +133,14 @@ def test_one_row_that_does_not_fit_is_an_error(monkeypatch):
     monkeypatch.setattr(harness_scoring, "score_tokens", never)
     with pytest.raises(torch.OutOfMemoryError):
         Scorer(MODEL, device=torch.device("cpu")).score([Span((1, 2), 1)])
+
+
+def test_a_model_without_finite_logits_is_refused():
+    model = tiny_model(k=None)
+    with torch.no_grad():
+        model.norm.weight.fill_(float("nan"))
+    with pytest.raises(NonFiniteError):
+        Scorer(model, device=torch.device("cpu")).score([Span((1, 2, 3), 1)])
 
 
 def test_nothing_to_score():
