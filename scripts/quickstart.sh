@@ -34,6 +34,7 @@ Next:
   fewer entries kept     python -m apps.train config=configs/quickstart/topk$size.yaml topk.k=8 name=k8
   no annealing           python -m apps.train config=configs/quickstart/topk$size.yaml topk.anneal_ratio=0 name=sudden
   compare                python -m apps.report "runs=[runs/quickstart/dense$size,runs/quickstart/k8]" out=report/k8
+  continue a text        python -m apps.generate ckpt=runs/quickstart/topk$size prompt="My fellow citizens, there is"
   your own text          docs/prepare.md
   other evaluations      docs/evaluation.md
   the paper's models     configs/paper, docs/train.md

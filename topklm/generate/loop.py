@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from topklm.data import Tokenizer
-from topklm.errors import NonFiniteError
+from topklm.errors import ConfigError, NonFiniteError
 from topklm.generate.completion import Completion, Stream
 from topklm.generate.config import SamplingConfig
 from topklm.generate.progress import GenerateProgress
 from topklm.generate.prompts import encode_prompts
 from topklm.generate.row import Row
 from topklm.generate.sampling import choose, uniforms
-from topklm.model import KVCache, Transformer
+from topklm.model import KVCache, ModelConfig, Transformer
 
 log = logging.getLogger("topklm.generate")
 PREFILL = 1024
@@ -49,6 +49,10 @@ def generate(
     there is neither text nor EOS. Raises `ConfigError` before anything is generated, with all problems: prompts that
     are empty or leave no room in the context, settings out of range; `NonFiniteError` if logits are NaN or infinite.
     """
+    if not isinstance(getattr(model, "config", None), ModelConfig):
+        raise ConfigError(
+            f"{type(model).__name__} is not this project's model; one of transformers has its own generate"
+        )
     context = model.config.max_seqlen if context is None else context
     encoded = encode_prompts(prompts, tokenizer, config, model.config.vocab_size, context, bos, batch_size)
     order = list(range(len(encoded)))

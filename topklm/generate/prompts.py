@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 from topklm.data import Tokenizer
 from topklm.errors import ConfigError, DataError, Problem
@@ -27,8 +28,8 @@ def encode_prompts(
         problems.append(Problem("batch_size", f"{batch_size} is below 1"))
     if context < 2:
         problems.append(Problem("context", f"{context} has no room for a prompt and a token"))
-    if isinstance(prompts, str):
-        problems.append(Problem("prompts", "is one text; give a list of prompts"))
+    if isinstance(prompts, str) or any(isinstance(prompt, int) for prompt in prompts):
+        problems.append(Problem("prompts", "is one prompt; give a list of prompts"))
         prompts = []
     texts = any(isinstance(prompt, str) for prompt in prompts)
     if tokenizer is None and (texts or config.stop):
@@ -43,7 +44,7 @@ def encode_prompts(
             assert tokenizer is not None
             encoded.append(tokenizer.encode(prompt, bos=bos))
         else:
-            encoded.append(list(prompt))
+            encoded.append([int(token) for token in cast(Sequence[int], prompt)])  # of a list, an array or a tensor
         problems += [p.under(f"prompts[{i}]") for p in _problems(encoded[-1], vocab_size, context)]
     if problems:
         raise ConfigError(problems)

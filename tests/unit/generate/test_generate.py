@@ -179,7 +179,7 @@ def test_everything_that_is_wrong_is_told_before_anything_is_generated(model, mo
     assert "context of 50" in found["prompts[1]"]
     assert "bos=true" in found["prompts[3]"]
     assert set(told([[5, 260], [-1], []])) == {"prompts[0]", "prompts[1]", "prompts[2]"}
-    assert set(told("one text")) == {"prompts"}
+    assert set(told("one text")) == set(told([1, 2])) == {"prompts"}
     assert set(told(["a"], SamplingConfig(temperature=-1), batch_size=0, context=1)) == {
         "temperature", "batch_size", "context",
     }  # fmt: skip
@@ -191,12 +191,14 @@ def test_everything_that_is_wrong_is_told_before_anything_is_generated(model, mo
 
     assert "bos=false" in told(["a"], tokenizer=NoBos())["bos"]
     assert generate(model, BYTES, [], SamplingConfig()) == []
+    with pytest.raises(ConfigError, match="Linear is not this project's model"):
+        generate(torch.nn.Linear(1, 1), BYTES, ["a"], SamplingConfig())
 
 
 def test_prompts_of_ids_stay_as_they_are_and_need_no_tokenizer(model):
     config = SamplingConfig(max_tokens=6, stop_at_eos=False)
     ids = BYTES.encode("hello", bos=True)
-    (text,), (bare,) = generate(model, BYTES, ["hello"], config), generate(model, None, [ids], config)
+    (text,), (bare,) = generate(model, BYTES, ["hello"], config), generate(model, None, [torch.tensor(ids)], config)
     assert bare[0].prompt_ids == ids
     assert (bare[0].text, bare[0].finish_reason) == ("", "length")
     # Without a tokenizer all of the model's ids can be drawn; here none beyond the tokenizer's was.
