@@ -159,7 +159,8 @@ def _parity(source: Source, parity: Parity) -> Iterator[str]:
 
 
 def _l0(p: PrecisionParity) -> str:
-    return f"{sum(layer.l0_mean for layer in p.layers) / len(p.layers):.1f}, {max(layer.l0_max for layer in p.layers)}"
+    means, most = [layer.l0_mean or 0.0 for layer in p.layers], max(layer.l0_max or 0 for layer in p.layers)
+    return f"{sum(means) / len(means):.1f}, {most}"
 
 
 def _provenance(facts: dict[str, Any]) -> Iterator[str]:

@@ -76,9 +76,9 @@ class LayerParity:
     """What that distance may be in that row: twice the largest difference of the streams."""
     stream: float = 0.0
     """Largest difference of the streams, in their root mean square, where both sides select the same."""
-    l0_mean: float = math.nan
-    """Entries per token that are not zero after the cut, on the second side."""
-    l0_max: int = 0
+    l0_mean: float | None = None
+    """Entries per token that are not zero after the cut, on the second side; null where topklm runs it."""
+    l0_max: int | None = None
 
 
 @dataclass(kw_only=True)
@@ -141,8 +141,9 @@ class Parity:
             raise ParityError(f"{self.b} is not {self.a}:\n  - " + "\n  - ".join(self.problems))
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON types, for `parity.json`."""
-        return {**asdict(self), "passed": not self.problems}
+        """As JSON types, for `parity.json`; what is not finite is null, and among the problems."""
+        figures = asdict(self, dict_factory=lambda items: {key: _finite(value) for key, value in items})
+        return {**figures, "passed": not self.problems}
 
 
 def compare(
@@ -195,10 +196,10 @@ def _compare(
         if not result.layers:
             result.layers = [LayerParity(layer=layer) for layer in range(n)]
         free.add(first.logits[0], second.logits[0], window)
-        for layer, (x, y) in zip(result.layers, zip(first.selected, second.selected, strict=True), strict=True):
+        _add_l0(result.layers, second)
+        for layer, x, y in zip(result.layers, first.selected, second.selected, strict=True):
             layer.rows += len(window)
             layer.flips += int((x != y).any(-1).sum())
-        _add_l0(result.layers, second)
         is_told = bool(first.streams) and b.can_be_told
         same = b.trace(window[None], first.selected) if is_told else second
         told.add(first.logits[0], same.logits[0], window)
@@ -210,8 +211,6 @@ def _compare(
     result.loss_a, result.loss_b = free.losses
     if is_told:
         result.told_logit_max, result.told_logit_mean, result.told_agreement = told.figures
-    for layer in result.layers:
-        layer.l0_mean /= layer.rows
     result.problems += _problems(result, bounds)
     return result
 
@@ -250,10 +249,16 @@ class _Logits:
         return self.loss[0] / max(1, self.targets), self.loss[1] / max(1, self.targets)
 
 
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _add_l0(layers: list[LayerParity], trace: Trace) -> None:
+    """`layer.rows` are those before this window."""
     for layer, l0 in zip(layers, trace.l0, strict=False):
-        layer.l0_mean = (0.0 if math.isnan(layer.l0_mean) else layer.l0_mean) + l0.sum().item()
-        layer.l0_max = max(layer.l0_max, int(l0.max()))
+        before, rows = layer.l0_mean or 0.0, layer.rows
+        layer.l0_mean = (before * rows + l0.sum().item()) / (rows + l0.numel())
+        layer.l0_max = max(layer.l0_max or 0, int(l0.max()))
 
 
 def _add_streams(result: PrecisionParity, first: Trace, second: Trace, offset: int) -> None:

@@ -24,7 +24,7 @@ def rich_tables(parity: Parity) -> Iterator[Any]:
             layer = p.layers[number]
             by_layer.add_row(
                 str(number), p.precision, str(layer.flips), str(layer.fresh_flips), f"{layer.gap:.1e}",
-                f"{layer.stream:.1e}", f"{layer.l0_mean:.1f}, {layer.l0_max}",
+                f"{layer.stream:.1e}", "-" if layer.l0_mean is None else f"{layer.l0_mean:.1f}, {layer.l0_max}",
             )  # fmt: skip
     yield by_layer
 

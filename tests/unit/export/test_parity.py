@@ -110,8 +110,10 @@ def test_a_nan_fails() -> None:
     source, other = tiny_source(), side(tiny_source())
     with torch.no_grad():
         other.model.lm_head.weight[5] = math.nan
-    problems = compare(NativeSide(source.model), other, TOKENS, BOTH).problems
+    parity = compare(NativeSide(source.model), other, TOKENS, BOTH)
+    problems = parity.problems
     assert any("logits differ by up to nan" in p for p in problems)
+    assert "NaN" not in json.dumps(parity.to_dict())
     assert any("losses" in p for p in problems)
 
 
@@ -164,6 +166,7 @@ def test_two_native_models_agree_to_the_bit() -> None:
     parity.demand()
     for result in parity.precisions:
         assert (result.logit_max, result.flips, result.agreement, result.told_logit_max) == (0, 0, 1, None)
+        assert [layer.l0_mean for layer in result.layers] == [None] * 3
     other = tiny_source()
     set_alpha(other.model, 0.5)
     assert compare(NativeSide(tiny_source().model), NativeSide(other.model), TOKENS, BOTH).problems
