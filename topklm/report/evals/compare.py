@@ -194,8 +194,8 @@ def _differences(rows: Sequence[EvalRow], columns: Sequence[Column], notes: list
         n = len(differences)
         notes.append(
             "Differences are TopK less dense on the same documents, ratios for perplexities, with 95 % confidence "
-            f"intervals: if no model differed from its twin, about {n / 20:.2g} of these {n} would look different. They "
-            "are about these two trainings; other seeds would differ by more than the documents do."
+            f"intervals: if no model differed from its twin, about {n / 20:.2g} of these {n} would look different. "
+            "They are about these trainings on other documents, not about other seeds."
         )
     return differences
 
