@@ -1,7 +1,11 @@
-"""Compare runs: `python -m apps.report runs=[runs/quickstart/dense,runs/quickstart/topk] out=report/quickstart`
+"""Compare runs, and show what their neurons respond to:
 
-Reads each run's config.yaml and metrics.jsonl (finished, interrupted or still training), prints a table and writes it
-as Markdown and CSV, with figures of training and of the TopK's health as PNG and SVG. See docs/report.md.
+    python -m apps.report runs=[runs/quickstart/dense,runs/quickstart/topk] out=report/quickstart
+    python -m apps.report bundles=[runs/quickstart/dense/bundles,runs/quickstart/topk/bundles] out=report/neurons
+
+Of runs it reads config.yaml and metrics.jsonl (finished, interrupted or still training), prints a table and writes it
+as Markdown and CSV, with figures of training and of the TopK's health. Of bundles it reads what apps.collect and
+apps.entropy wrote, and makes figures, tables and index.html, a page that stands alone. See docs/report.md.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ if __package__ != "apps":
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from apps._program import run
 from topklm.errors import Problem
@@ -20,16 +25,22 @@ from topklm.report import compare, read_runs, write_report
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig:
-    """Which runs are compared, and where to."""
+    """Which runs are compared, of which bundles neurons are shown, and where to."""
 
     runs: list[str] = field(default_factory=list)
     """Directories of runs (their dump_dir), in the order of the table."""
+    bundles: list[str] = field(default_factory=list)
+    """Bundles with entropies, or directories of such bundles; models, their controls and several checkpoints alike."""
+    preset: Literal["recommended", "paper"] = "recommended"
+    """Which of the bundles' entropies."""
+    force: bool = False
+    """Show bundles that differ in corpus, tokens, tokenizer or settings side by side; the reasons stand on the page."""
     out: str = "report"
     """Directory of the report; an earlier report in it is replaced."""
 
     def problems(self) -> Iterator[Problem]:
-        if not self.runs:
-            yield Problem("runs", "is empty; give the directories of the runs to compare, runs=[a,b]")
+        if not self.runs and not self.bundles:
+            yield Problem("runs", "is empty; give the directories of the runs to compare, runs=[a,b], or bundles=[c,d]")
         if not self.out:
             yield Problem("out", "is empty; give the directory of the report")
 
@@ -37,13 +48,20 @@ class ReportConfig:
 def main(config: ReportConfig) -> None:
     from rich.console import Console
 
+    from topklm.report.neurons import read_measured, verdicts, write_neurons
     from topklm.report.tables import rich_tables
 
     runs = read_runs(config.runs)
-    comparison = compare(runs)
-    console = Console()
-    console.print(rich_tables(comparison))
-    written = write_report(comparison, runs, Path(config.out))
+    measured = read_measured(config.bundles, config.preset, config.force)
+    console, out, written = Console(), Path(config.out), []
+    if runs:
+        comparison = compare(runs)
+        console.print(rich_tables(comparison))
+        written += write_report(comparison, runs, out)
+    if measured:
+        written += write_neurons(measured, out)
+        for statement in verdicts(measured):
+            console.print(statement, highlight=False, markup=False, soft_wrap=True)
     console.print("written: " + ", ".join(map(str, written)), highlight=False, markup=False, soft_wrap=True)
 
 

@@ -1,0 +1,223 @@
+"""Tables of layers, neurons and bundles, as rows of text and as Markdown and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from topklm.report.neurons.look import basis
+from topklm.report.neurons.read import Measured
+from topklm.report.neurons.series import newest
+from topklm.report.neurons.tokens import top_tokens
+
+ROWS = 10
+"""Neurons in each of a model's tables."""
+PIECES = 8
+"""Token pieces shown of a neuron."""
+LEAST_FIRED = 100
+"""Neurons that fired on fewer tokens are not ranked: whatever fires once has an entropy of 0."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its name in the CSV, its title elsewhere, and the format of a number."""
+
+    key: str
+    title: str
+    form: str = "{}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of values by column key. None is not defined; a list is of token pieces."""
+
+    title: str
+    note: str
+    columns: Sequence[Column]
+    rows: list[dict[str, Any]]
+
+    def cell(self, row: dict[str, Any], column: Column) -> str:
+        """The text of one value but of token pieces."""
+        value = row.get(column.key)
+        if value is None or (isinstance(value, float) and math.isnan(value)):
+            return "-"
+        return column.form.format(value)
+
+    def is_number(self, column: Column) -> bool:
+        """Whether the column stands at the right."""
+        return any(isinstance(row.get(column.key), int | float) for row in self.rows)
+
+
+NEURON_COLUMNS = (
+    Column("layer", "layer"),
+    Column("neuron", "neuron"),
+    Column("kind", "reading"),
+    Column("density", "density", "{:.3%}"),
+    Column("token_entropy", "token entropy", "{:.2f}"),
+    Column("effective_tokens", "effective tokens", "{:.1f}"),
+    Column("semantic_entropy", "semantic entropy", "{:.2f}"),
+    Column("coherence", "coherence", "{:.3f}"),
+    Column("coherence_q", "q", "{:.2g}"),
+    Column("tokens", "top tokens"),
+)
+LAYER_COLUMNS = (
+    Column("model", "model"),
+    Column("step", "step", "{:,}"),
+    Column("layer", "layer"),
+    Column("kind", "reading"),
+    Column("silent_share", "silent", "{:.1%}"),
+    Column("token_entropy_mean", "token entropy", "{:.2f}"),
+    Column("token_entropy_sd", "sd", "{:.2f}"),
+    Column("effective_tokens_mean", "effective tokens", "{:,.0f}"),
+    Column("token_explained_corrected_mean", "explained by token", "{:.2f}"),
+    Column("semantic_entropy_mean", "semantic entropy", "{:.2f}"),
+    Column("semantic_entropy_sd", "sd", "{:.2f}"),
+    Column("semantic_entropy_random_mean", "of random sets", "{:.2f}"),
+    Column("coherence_mean", "coherence", "{:.3f}"),
+    Column("coherence_sd", "sd", "{:.3f}"),
+)
+BUNDLE_COLUMNS = (
+    Column("model", "model"),
+    Column("step", "step", "{:,}"),
+    Column("alpha", "alpha", "{:.3g}"),
+    Column("run", "run"),
+    Column("bundle", "bundle"),
+    Column("bundle_sha256", "bundle hash"),
+    Column("checkpoint_sha256", "checkpoint hash"),
+    Column("tokens", "tokens", "{:,}"),
+    Column("types", "types", "{:,}"),
+    Column("corpus", "corpus"),
+    Column("context", "context"),
+    Column("tokenizer", "tokenizer"),
+    Column("preset", "preset"),
+)
+
+
+def layer_table(measured: Sequence[Measured]) -> Table:
+    """Means and standard deviations of every layer, of each model's newest checkpoint and its controls."""
+    rows = []
+    for each in newest(measured):
+        for row in each.by_layer.values():
+            silent = row["silent"] / row["neurons"]
+            rows.append({**row, "model": each.label, "step": each.step, "silent_share": silent})
+    note = f"Entropies in nats, mean and standard deviation over neurons; {basis(measured[0])}."
+    return Table("Layers", note, LAYER_COLUMNS, rows)
+
+
+def bundle_table(measured: Sequence[Measured]) -> Table:
+    """Where every number comes from: one row a bundle."""
+    rows = []
+    for each in measured:
+        meta = each.bundle.meta
+        rows.append({
+            "model": each.label, "step": each.step, "alpha": each.alpha, "run": each.run,
+            "bundle": str(each.bundle.path), "bundle_sha256": each.bundle.sha256[:12],
+            "checkpoint_sha256": None if meta.model.sha256 is None else meta.model.sha256[:12],
+            "tokens": each.bundle.n_tokens, "types": each.entropy["n_types"],
+            "corpus": ", ".join(f"{p.source}/{p.split} {p.fingerprint[:12]}" for p in meta.corpus.parts),
+            "context": meta.corpus.context, "tokenizer": meta.corpus.tokenizer_sha256[:12],
+            "preset": each.entropy["preset"],
+        })  # fmt: skip
+    settings = ", ".join(f"{key} {value}" for key, value in measured[0].entropy["settings"].items())
+    note = f"Settings of the entropies: {settings}; embedding {measured[0].entropy['embedding']}."
+    return Table("Bundles", note, BUNDLE_COLUMNS, rows)
+
+
+def neuron_tables(each: Measured) -> list[Table]:
+    """The most selective, most generic and most coherent neurons of one bundle, and its silent ones."""
+    columns = each.columns
+    fired = columns["density"] * each.bundle.n_tokens
+    ranked = ~columns["silent"].astype(bool) & (fired >= LEAST_FIRED - 0.5)
+    entropy, q, coherence = (columns[name] for name in ("token_entropy", "coherence_q", "coherence"))
+    known = ranked & ~np.isnan(entropy)
+    known_q = ranked & ~np.isnan(q)
+    rare = int((~columns["silent"].astype(bool) & ~ranked).sum())
+    among = f"of the neurons that fired on at least {LEAST_FIRED} tokens ({rare:,} fired on fewer)"
+    picks = [
+        ("Most selective", f"lowest token entropy {among}", known, (entropy,)),
+        ("Most generic", f"highest token entropy {among}", known, (-entropy,)),
+        ("Most coherent", f"lowest q (false discovery rate of the coherence), then highest coherence, {among}", known_q,
+         (q, -coherence)),
+    ]  # fmt: skip
+    chosen = [(title, note, _first(keys, mask)) for title, note, mask, keys in picks]
+    silent = np.flatnonzero(columns["silent"].astype(bool))
+    every = sorted({int(i) for _, _, order in chosen for i in order})
+    names = {i: (int(columns["layer"][i]), int(columns["neuron"][i])) for i in every}
+    tokens = top_tokens(each.bundle, list(names.values()), PIECES, each.min_count)
+    tables = [
+        Table(
+            title, f"{each.label}: {note}.", NEURON_COLUMNS, [_row(each, int(i), tokens[names[int(i)]]) for i in order]
+        )
+        for title, note, order in chosen
+    ]
+    return [*tables, _silent_table(each, silent)]
+
+
+def markdown(tables: Sequence[Table], heading: str, statements: Sequence[str]) -> str:
+    """Tables under a heading, with statements above them."""
+    parts = [f"# {heading}", *map(_md, statements)]
+    for table in tables:
+        lines = [
+            [_md(c.title) for c in table.columns],
+            ["---:" if table.is_number(c) else "---" for c in table.columns],
+        ]
+        lines += [[_md_cell(table, row, column) for column in table.columns] for row in table.rows]
+        body = "\n".join("| " + " | ".join(line) + " |" for line in lines) if table.rows else "None."
+        parts += [f"## {_md(table.title)}", _md(table.note), body]
+    return "\n\n".join(parts) + "\n"
+
+
+def csv_text(tables: Sequence[Table], first: Callable[[Table], str] | None = None) -> str:
+    """The rows of tables with the same columns, unrounded; `first` names a table in a column `table` before them."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    keys = [column.key for column in tables[0].columns]
+    writer.writerow([*(["table"] if first else []), *keys])
+    for table in tables:
+        for row in table.rows:
+            values = [" ".join(v) if isinstance(v := row.get(key), list) else v for key in keys]
+            writer.writerow([*([first(table)] if first else []), *values])
+    return out.getvalue()
+
+
+def _first(keys: Sequence[np.ndarray], mask: np.ndarray) -> np.ndarray:
+    """Indices of the mask's first `ROWS` rows by the keys, the first key first; equal ones in the table's order."""
+    rows = np.flatnonzero(mask)
+    return rows[np.lexsort([key[rows] for key in reversed(keys)])][:ROWS]
+
+
+def _row(each: Measured, i: int, tokens: list[str]) -> dict[str, Any]:
+    row = {column.key: each.columns[column.key][i].item() if column.key != "kind" else str(each.columns["kind"][i])
+           for column in NEURON_COLUMNS if column.key in each.columns}  # fmt: skip
+    return {**row, "tokens": tokens}
+
+
+def _silent_table(each: Measured, silent: np.ndarray) -> Table:
+    rows = []
+    for layer in each.by_layer:
+        mine = each.columns["neuron"][silent[each.columns["layer"][silent] == layer]]
+        if len(mine):
+            shown = ", ".join(map(str, mine[:20])) + (f" and {len(mine) - 20:,} more" if len(mine) > 20 else "")
+            rows.append({"layer": layer, "kind": each.by_layer[layer]["kind"], "silent": len(mine), "neurons": shown})
+    columns = (
+        Column("layer", "layer"),
+        Column("kind", "reading"),
+        Column("silent", "silent", "{:,}"),
+        Column("neurons", "neurons"),
+    )
+    return Table("Silent", f"{each.label}: fired on none of {each.bundle.n_tokens:,} tokens.", columns, rows)
+
+
+def _md(text: str) -> str:
+    return "".join(f"\\{c}" if c in "\\`*_[]<>|~$" else c for c in text)
+
+
+def _md_cell(table: Table, row: dict[str, Any], column: Column) -> str:
+    value = row.get(column.key)
+    return "  ".join(map(_md, value)) if isinstance(value, list) else _md(table.cell(row, column))
