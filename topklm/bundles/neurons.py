@@ -37,6 +37,8 @@ def neuron_columns(meta: Meta, layer: int, stats: LayerStats, windows: np.ndarra
         mass = 2 * stats.positive_sum - stats.sum  # of |a|
         persistence = np.full(width, np.nan) if stats.fired_next is None else stats.fired_next / stats.fired
         near = np.full(width, np.nan) if stats.near_misses is None else stats.near_misses / n
+        # Where a selection is read before or beside its cut, other neurons than those that fired are positive too.
+        only_fired = stats.near_misses is None or meta.layers[str(layer)] == "topk"
         return {
             "step": np.full(width, -1 if meta.model.step is None else meta.model.step),
             "layer": np.full(width, layer),
@@ -49,7 +51,7 @@ def neuron_columns(meta: Meta, layer: int, stats: LayerStats, windows: np.ndarra
             "mean": mean,
             "variance": np.maximum(stats.square_sum / n - mean**2, 0.0),
             "mean_positive": stats.positive_sum / n,
-            "mean_active": np.where(stats.fired > 0, stats.positive_sum / stats.fired, np.nan),
+            "mean_active": np.where(only_fired & (stats.fired > 0), stats.positive_sum / stats.fired, np.nan),
             "negative_share": (stats.positive_sum - stats.sum) / mass,
             "maximum": stats.maximum,
             "tokens_since_fired": tokens_since_fired(stats.last_fired, windows, meta.corpus.context),

@@ -13,7 +13,7 @@ from tests.unit.bundles.reference import SETTINGS, assert_equal, brute, code, me
 from topklm.bundles import Sketch, TokenTable, merge_bundles, open_bundle, write_bundle
 from topklm.bundles.exponent import bounds, code_of
 from topklm.bundles.merge import windows_hash
-from topklm.bundles.neurons import tokens_since_fired
+from topklm.bundles.neurons import neuron_columns, tokens_since_fired
 from topklm.errors import DataError
 
 V, CONTEXT = 9, 5
@@ -100,6 +100,15 @@ def test_parquet_has_every_scalar(bundle, layers):
         since = 60 - 1 - np.flatnonzero(fired).max() if fired.any() else 60
         assert table["tokens_since_fired"][row] == since
         assert np.isnan(table["near_miss_rate"][row]) == (row >= 6)
+
+
+def test_the_mean_while_firing_is_not_that_of_all_positive_activations(tmp_path, layers):
+    """Beside a cut (alpha > 0, before it) neurons are positive that did not fire."""
+    bundle = write(tmp_path / "b", layers)
+    meta = dataclasses.replace(bundle.meta, layers={"0": "dense", "1": "dense"})
+    columns = [neuron_columns(meta, i, bundle.layer(i).stats, bundle.windows)["mean_active"] for i in (0, 1)]
+    assert np.isnan(columns[0]).all()
+    assert not np.isnan(columns[1]).all()
 
 
 @settings(max_examples=30, deadline=None)
