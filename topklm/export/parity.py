@@ -46,7 +46,7 @@ class Bounds:
     few: int
     """Fresh flips that are no matter however few the rows are."""
     loss: float
-    """Difference of the free losses, in nats per token."""
+    """Difference of the losses in nats per token; of sparse models, where both select the same."""
 
     def times(self, factor: float) -> Bounds:
         """Bounds that are `factor` times as wide."""
@@ -101,6 +101,7 @@ class PrecisionParity:
     """Largest difference of a logit where both sides select the same; null where there is nothing to select."""
     told_logit_mean: float | None = None
     told_agreement: float | None = None
+    told_loss_b: float | None = None
     layers: list[LayerParity] = field(default_factory=list)
     listed: list[dict[str, Any]] = field(default_factory=list)
     """The first fresh flips: layer, token (counted over all windows), entries lost and gained, gap."""
@@ -211,6 +212,7 @@ def _compare(
     result.loss_a, result.loss_b = free.losses
     if is_told:
         result.told_logit_max, result.told_logit_mean, result.told_agreement = told.figures
+        result.told_loss_b = told.losses[1]
     result.problems += _problems(result, bounds)
     return result
 
@@ -298,14 +300,15 @@ def _add_streams(result: PrecisionParity, first: Trace, second: Trace, offset: i
 def _problems(result: PrecisionParity, bounds: Bounds) -> list[str]:
     """What is beyond its bound. Written so that NaN is."""
     found = []
-    told = result.told_logit_max is not None
-    largest = result.told_logit_max if result.told_logit_max is not None else result.logit_max
+    largest, loss, where = result.logit_max, result.loss_b, ""
+    if result.told_logit_max is not None and result.told_loss_b is not None:
+        # One flip that nobody can help may turn a whole window: what follows it freely is shown, and proves nothing.
+        largest, loss, where = result.told_logit_max, result.told_loss_b, " where both select the same"
     unit = result.logit_std or 1.0
     if not largest <= bounds.logits * unit:
-        where = " where both select the same" if told else ""
         found.append(f"logits differ by up to {largest:.3g}{where}; bound {bounds.logits * unit:.3g}")
-    if not abs(result.loss_a - result.loss_b) <= bounds.loss:
-        found.append(f"the losses are {result.loss_a:.6f} and {result.loss_b:.6f}; bound {bounds.loss:g}")
+    if not abs(result.loss_a - loss) <= bounds.loss:
+        found.append(f"the losses{where} are {result.loss_a:.6f} and {loss:.6f}; bound {bounds.loss:g}")
     for layer in result.layers:
         if not layer.stream <= bounds.streams:
             found.append(f"the stream before the cut of block {layer.layer} differs by {layer.stream:.3g}; bound "

@@ -48,3 +48,4 @@ def parity_rows(precisions: list[PrecisionParity]) -> Iterator[tuple[str, ...]]:
     if any(p.told_logit_max is not None for p in precisions):
         yield row("both select the same: largest difference", lambda p: f"{p.told_logit_max:.2g}")
         yield row("both select the same: same next token", lambda p: f"{p.told_agreement:.2%}")
+        yield row("both select the same: loss of the second", lambda p: f"{p.told_loss_b:.6f}")

@@ -49,7 +49,7 @@ def test_the_same_model_passes(form: str, alpha: float) -> None:
         assert result.told_agreement == 1
         assert result.fresh_flips <= BOUNDS[result.precision].few
         assert result.agreement > 0.95
-        assert result.loss_a == pytest.approx(result.loss_b, abs=1e-3)
+        assert result.loss_a == pytest.approx(result.told_loss_b, abs=1e-5)
         if alpha == 0:
             assert all(0 < layer.l0_mean <= layer.l0_max <= 6 for layer in result.layers)
     assert json.loads(json.dumps(parity.to_dict()))["passed"] is True
@@ -147,7 +147,9 @@ def test_a_flip_is_counted_with_its_gap_and_harms_nothing() -> None:
     assert any("rows are selected otherwise" in problem for problem in result.problems)
     # Free, everything after the first block is another; told, it is the same to the hair.
     assert result.logit_max > 0.01
+    assert abs(result.loss_a - result.loss_b) > 1e-4
     assert result.told_logit_max < 1e-4
+    assert abs(result.loss_a - result.told_loss_b) < 1e-5
     assert not any("another rule" in problem or "logits" in problem for problem in result.problems)
 
 
