@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from apps._program import run
-from topklm.errors import Problem
+from topklm.errors import ConfigError, Problem
 from topklm.report import compare, read_runs, write_report
 
 
@@ -51,8 +51,17 @@ def main(config: ReportConfig) -> None:
     from topklm.report.neurons import read_measured, verdicts, write_neurons
     from topklm.report.tables import rich_tables
 
-    runs = read_runs(config.runs)
-    measured = read_measured(config.bundles, config.preset, config.force)
+    runs, measured, problems = [], [], []
+    try:
+        runs = read_runs(config.runs)
+    except ConfigError as error:
+        problems += error.problems
+    try:
+        measured = read_measured(config.bundles, config.preset, config.force)
+    except ConfigError as error:
+        problems += error.problems
+    if problems:
+        raise ConfigError(problems)
     console, out, written = Console(), Path(config.out), []
     if runs:
         comparison = compare(runs)

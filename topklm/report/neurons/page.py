@@ -21,7 +21,7 @@ _COLOURS = {
 _STYLE = """
 :root { color-scheme: light dark; LIGHT }
 @media (prefers-color-scheme: dark) { :root { DARK } }
-body { margin: 0 auto; max-width: 62rem; padding: 1.5rem; background: var(--paper); color: var(--ink);
+body { margin: 0 auto; max-width: 68rem; padding: 1.5rem; background: var(--paper); color: var(--ink);
   font: 16px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.7rem; } h2 { margin-top: 2.5rem; font-size: 1.3rem; } h3 { font-size: 1.05rem; margin-bottom: .2rem; }
 .says { border-left: 4px solid var(--blue); padding: .4rem 1rem; font-size: 1.05rem; }
@@ -29,11 +29,14 @@ h1 { font-size: 1.7rem; } h2 { margin-top: 2.5rem; font-size: 1.3rem; } h3 { fon
 figure { margin: 1rem 0 2rem; } figure svg { width: 100%; height: auto; }
 figcaption, .note { color: var(--faint); font-size: .85rem; overflow-wrap: anywhere; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; }
-th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--grid); text-align: left; vertical-align: top; }
-th { font-weight: 600; white-space: nowrap; } td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
-td.n { white-space: nowrap; } td.t { min-width: 18rem; }
+th, td { padding: .25rem .5rem; border-bottom: 1px solid var(--grid); text-align: left; vertical-align: top; }
+th { font-weight: 600; vertical-align: bottom; max-width: 7rem; }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
+td.n { white-space: nowrap; } td.t { min-width: 20rem; white-space: normal; }
+td:first-child { white-space: nowrap; }
 code { font: .85em/1.7 ui-monospace, monospace; border: 1px solid var(--grid); border-radius: 3px; padding: 0 .25em;
   white-space: pre-wrap; unicode-bidi: isolate; }
+figcaption summary { font-size: inherit; font-weight: 400; margin: .2rem 0; }
 summary { cursor: pointer; font-size: 1.05rem; font-weight: 600; margin: .8rem 0; }
 nav a { margin-right: 1rem; } a { color: var(--blue); }
 """
@@ -92,10 +95,11 @@ def page(title: str, statements: Sequence[str], warnings: Sequence[str], section
 
 def _figure(picture: Picture, prefix: str) -> str:
     lines = "<br>".join(escape(line) for line in picture.provenance.split("\n"))
+    told = f"<details><summary>where it comes from, as text</summary>{lines}</details>"
     label = escape(f"{picture.title}. {picture.text}", quote=True)
     svg = inline_svg(picture.svg.read_text(encoding="utf-8"), prefix)
     svg = svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
-    return f"<figure>{svg}<figcaption>{escape(picture.text)}<br>{lines}</figcaption></figure>"
+    return f"<figure>{svg}<figcaption>{escape(picture.text)}{told}</figcaption></figure>"
 
 
 def inline_svg(svg: str, prefix: str) -> str:

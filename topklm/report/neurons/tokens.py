@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,7 +16,10 @@ SPACE = "\u2423"
 
 def visible(piece: str) -> str:
     """A token piece on one line, with nothing hidden in it: spaces at its ends are open boxes, line ends, control and
-    formatting characters are escapes (and so is the backslash)."""
+    formatting characters are escapes (and so is the backslash), and so are the bytes of a SentencePiece vocabulary."""
+    if byte := re.fullmatch(r"<0x([0-9A-F]{2})>", piece):  # SentencePiece's name of a byte
+        code = int(byte[1], 16)
+        return ESCAPES.get(chr(code), f"\\x{code:02x}")
     core = piece.strip(" ")
     front = len(piece) - len(piece.lstrip(" "))
     back = len(piece) - len(core) - front if core else 0

@@ -102,8 +102,12 @@ def _finish(figure: Any, axes: Any, measured: Sequence[Measured], ends: set[int]
 
 def _provenance(name: str, bundles: Sequence[Measured]) -> str:
     first = bundles[0]
-    steps = ", ".join(f"{each.step:,} ({each.bundle.sha256[:12]})" for each in bundles)
+    steps = ", ".join(f"{each.step:,} ({_alpha(each)}{each.bundle.sha256[:12]})" for each in bundles)
     return (
         f"{first.name}{f', {name}' if name else ''}: {first.run}, {first.bundle.n_tokens:,} tokens, tokenizer "
         f"{first.bundle.meta.corpus.tokenizer_sha256[:12]}; steps (bundles) {steps}"
     )
+
+
+def _alpha(each: Measured) -> str:
+    return f"alpha {each.alpha:g}, " if each.alpha else ""

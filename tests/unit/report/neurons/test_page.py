@@ -142,3 +142,7 @@ def test_visible_is_one_line_and_tells_pieces_apart(piece):
         plain = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\"}
         undone = re.sub(codes, lambda m: plain[m[4]] if m[4] else chr(int(m[1] or m[2] or m[3], 16)), undone)
         assert undone == piece
+
+
+def test_bytes_of_a_vocabulary_are_escapes():
+    assert [visible(piece) for piece in ("<0x0A>", "<0xE2>", "<0x41>", "<s>")] == ["\\n", "\\xe2", "\\x41", "<s>"]
