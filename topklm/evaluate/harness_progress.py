@@ -15,7 +15,7 @@ LOG_EVERY = 10.0
 
 @contextmanager
 def shown(description: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Inside, call what it gives with how many more requests are done."""
+    """Inside, call what it gives with how many more requests are done; more than `total` counts as all."""
     from rich import progress
     from rich.console import Console
 
@@ -29,7 +29,7 @@ def shown(description: str, total: int) -> Iterator[Callable[[int], None]]:
     )  # fmt: skip
     with progress.Progress(*columns, console=console) as bar:
         task = bar.add_task(description, total=total)
-        yield lambda done: bar.advance(task, done)
+        yield lambda done: bar.update(task, completed=min(total, bar.tasks[0].completed + done))
 
 
 class _Lines:
@@ -40,9 +40,9 @@ class _Lines:
         self.began = self.told = time.monotonic()
 
     def __call__(self, done: int) -> None:
-        self.done += done
+        self.done = min(self.total, self.done + done)
         now = time.monotonic()
         if now - self.told >= LOG_EVERY:
             self.told = now
-            left = (now - self.began) * max(0, self.total - self.done) / self.done
+            left = (now - self.began) * (self.total - self.done) / self.done
             log.info("%s: %d of %d, time left %.0f s", self.description, self.done, self.total, left)
