@@ -44,5 +44,5 @@ class _Lines:
         now = time.monotonic()
         if now - self.told >= LOG_EVERY:
             self.told = now
-            left = (now - self.began) * (self.total - self.done) / self.done
+            left = (now - self.began) * (self.total - self.done) / max(1, self.done)
             log.info("%s: %d of %d, time left %.0f s", self.description, self.done, self.total, left)

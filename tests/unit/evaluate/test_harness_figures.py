@@ -1,4 +1,4 @@
-"""What is added to the harness's figures: standard errors, token perplexity, nearness to chance."""
+"""What is added to the harness's figures: standard errors, token perplexity, nearness to chance; and its progress."""
 
 import math
 
@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from topklm.evaluate import harness_progress
 from topklm.evaluate.harness_figures import add_token_perplexity, fill_errors, near_chance
 
 pairs = st.lists(st.tuples(st.floats(-500, -1), st.integers(1, 400)), min_size=2, max_size=30)
@@ -68,3 +69,14 @@ def test_near_chance_is_within_two_standard_errors(value, error, chance, near):
 def test_normalised_accuracy_is_judged_by_itself():
     metrics = {"acc,none": 0.5, "acc_stderr,none": 0.01, "acc_norm,none": 0.26, "acc_norm_stderr,none": 0.01}
     assert near_chance(metrics, 0.25) == ["acc_norm,none"]
+
+
+def test_progress_in_a_log_never_exceeds_all(monkeypatch, caplog):
+    monkeypatch.setattr(harness_progress, "LOG_EVERY", 0)
+    caplog.set_level("INFO", "topklm")
+    with harness_progress.shown("requests", 10) as advance:
+        for done in (0, 8, 8):
+            advance(done)
+    assert [record.getMessage().split(",")[0] for record in caplog.records] == [
+        "requests: 0 of 10", "requests: 8 of 10", "requests: 10 of 10",
+    ]  # fmt: skip
