@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -74,8 +75,10 @@ def convergence_figure(measured: Sequence[Measured]) -> tuple[Figure, str] | Non
         _counts(axes, shown)
         _named(figure, axes, len(shown), "tokens measured on", "token entropy (nats)")
         scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(0, max(1, most - 1)), colours)
-        bar = figure.colorbar(scale, ax=list(axes), shrink=0.7, pad=0.02, boundaries=np.arange(most + 1) - 0.5,
-                              values=range(most), ticks=range(0, most, max(1, most // 8)))  # fmt: skip
+        bar = figure.colorbar(
+            scale, ax=list(axes), shrink=0.7, pad=0.02, aspect=20 * -(-len(shown) // COLUMNS),
+            boundaries=np.arange(most + 1) - 0.5, values=range(most), ticks=range(0, most, max(1, most // 8)),
+        )  # fmt: skip
         bar.set_label("layer, counted from 0")
         bar.outline.set_visible(False)
         grey = {"color": "#666666", "linewidth": 1.5}
@@ -138,7 +141,10 @@ def _counts(axes: Sequence[Any], shown: Sequence[Measured]) -> None:
     from matplotlib.ticker import EngFormatter, FixedLocator, NullFormatter
 
     sizes = sorted({row["tokens"] for each in shown for row in each.entropy["convergence"]})
-    places = [size for i, size in enumerate(sizes) if i == 0 or size > 2.2 * sizes[i - 1]]
+    places: list[int] = []
+    for size in sizes:
+        if not places or size > 2.2 * places[-1]:  # room for its label
+            places.append(size)
     for axis in axes:
         axis.xaxis.set_major_locator(FixedLocator(places))
         axis.xaxis.set_major_formatter(EngFormatter(sep="", places=0))
@@ -147,8 +153,6 @@ def _counts(axes: Sequence[Any], shown: Sequence[Measured]) -> None:
 
 
 def _title(each: Measured) -> str:
-    import textwrap
-
     return plain("\n".join(textwrap.wrap(each.label, 36)))
 
 

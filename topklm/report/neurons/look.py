@@ -9,7 +9,8 @@ from topklm.report.figure import COLOURS
 from topklm.report.neurons.read import Measured
 from topklm.report.neurons.series import runs_of
 
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+"""One fewer than there are colours, so that models of one colour have other markers."""
 _LEGEND_LINE = 0.2
 """Inches of a line of a legend."""
 

@@ -146,3 +146,11 @@ def test_visible_is_one_line_and_tells_pieces_apart(piece):
 
 def test_bytes_of_a_vocabulary_are_escapes():
     assert [visible(piece) for piece in ("<0x0A>", "<0xE2>", "<0x41>", "<s>")] == ["\\n", "\\xe2", "\\x41", "<s>"]
+
+
+def test_what_was_forced_stands_on_the_page(plant, tmp_path):
+    paths = [plant("one"), plant("two", run="dense", windows="x" * 64)]
+    write_neurons(read_measured(paths, force=True), tmp_path / "report")
+    text = (tmp_path / "report" / "index.html").read_text()
+    assert "<p class=warns>Shown side by side by force" in text
+    assert "differ in the windows that were read" in text
