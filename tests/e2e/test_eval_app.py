@@ -14,6 +14,7 @@ from apps.eval import main
 from tests.programs import ROOT, run_app
 from topklm.config import load_config
 from topklm.evaluate.app_config import EvalAppConfig
+from topklm.evaluate.harness_scoring import Scorer
 
 pytestmark = pytest.mark.e2e
 OFFLINE = {"HF_HUB_OFFLINE": "1"}
@@ -84,6 +85,26 @@ def test_the_same_command_again_goes_on_where_it_was(whole, evaluate, capsys, ca
     evaluate("overwrite=true")
     assert results(whole)["date"] != found["date"]
     assert results(whole)["results"] == found["results"]
+
+
+def test_an_interrupted_evaluation_keeps_the_tasks_that_were_finished(whole, evaluate, monkeypatch, caplog):
+    caplog.set_level("INFO", "topklm")
+    score, calls = Scorer.score, []
+
+    def interrupted(self, spans, *args):
+        calls.append(len(spans))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return score(self, spans, *args)
+
+    monkeypatch.setattr(Scorer, "score", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate()
+    assert list(results(whole)["results"]) == ["last_word"]
+    evaluate()
+    assert "there already, repeated with overwrite=true: last_word" in caplog.text
+    assert calls == [20, 40, 40]
+    assert list(results(whole)["results"]) == ["last_word", "minimal_pairs"]
 
 
 def test_another_model_and_other_settings_have_a_directory_of_their_own(whole, evaluate):
