@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +20,7 @@ from topklm.interp.token_batch import TokenBatch
 from topklm.model import Transformer
 from topklm.sparsity.registry import Activation
 
+T = TypeVar("T")
 Piece = tuple[np.ndarray, np.ndarray, np.ndarray | None]
 """A batch of windows: tokens, positions, and document ids or None, each int64 [B, T]."""
 
@@ -54,27 +58,45 @@ class LayerPass:
         }  # fmt: skip
         self._watched = sorted({*group, *(layer + 1 for layer in group if layer < last)})
         self._batch = TokenBatch.of(np.empty(0, np.int64), np.empty(0, np.int64))
-        self._before: tuple[int, Tensor] | None = None  # the layer that was read last, and who fired in it
+        self._executor: Executor = _AtOnce()
+        # The layer that was read last, and who fired in it, when it is counted.
+        self._before: tuple[int, Future[Tensor]] | None = None
 
     def run(self, batches: Iterable[Piece]) -> Iterator[int]:
         """Add up batches; yields the number of windows of each when it is counted."""
-        with tap(self._model, self._watched, self._see) as forward:
+        with tap(self._model, self._watched, self._see) as forward, _executor(self._device) as self._executor:
             for tokens, positions, document_ids in batches:
                 rows = self._row_of[tokens]
                 self._batch = TokenBatch.of(rows.ravel(), positions.ravel(), self._device)
                 ids = None if document_ids is None else torch.from_numpy(document_ids).to(self._device)
+                self._before = None
                 forward(torch.from_numpy(tokens).to(self._device), ids)
+                if self._before is not None:
+                    self._before[1].result()  # which waits for the layers before it
                 self.counts += np.bincount(rows.ravel(), minlength=len(self.counts))
                 yield len(tokens)
 
     def _see(self, layer: int, output: Tensor, pre: Tensor | None, activation: Activation | None) -> None:
+        self._before = layer, self._executor.submit(self._count, layer, output, pre, activation, self._before)
+
+    def _count(
+        self,
+        layer: int,
+        output: Tensor,
+        pre: Tensor | None,
+        activation: Activation | None,
+        before: tuple[int, Future[Tensor]] | None,
+    ) -> Tensor:
+        """Add up one layer in one batch; returns who fired."""
         cut = self._plans[layer].cut
         reading = read_layer(output, pre, activation, alpha=self._alpha, site=self._site, cut=cut)
         if layer in self._accumulators:
             self._accumulators[layer].add(reading, self._batch)
-        if self._before is not None and self._before[0] == layer - 1 and layer - 1 in self._accumulators:
-            self._accumulators[layer - 1].add_next(self._before[1], reading.fired)
-        self._before = layer, reading.fired
+        if before is not None:
+            fired_before = before[1].result()
+            if before[0] == layer - 1 and layer - 1 in self._accumulators:
+                self._accumulators[layer - 1].add_next(fired_before, reading.fired)
+        return reading.fired
 
     def stats(self) -> Iterator[tuple[int, LayerStats]]:
         """(layer, statistics so far), layer by layer; write each before the next one and before `run` goes on."""
@@ -92,3 +114,27 @@ class LayerPass:
         counts = np.zeros(vocab_size, np.int64)
         counts[self._types] = self.counts
         return counts
+
+
+class _AtOnce(Executor):
+    """Does what is submitted before it returns."""
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        future: Future[T] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+
+@contextmanager
+def _executor(device: torch.device) -> Iterator[Executor]:
+    """On a CPU with several cores layers are counted beside the forward pass, each by one thread: counting is many
+    small operations, which do not divide well, but layers are independent of each other."""
+    n_threads = torch.get_num_threads()
+    if device.type != "cpu" or n_threads == 1:
+        yield _AtOnce()
+        return
+    try:
+        with ThreadPoolExecutor(n_threads, "topklm-count", torch.set_num_threads, (1,)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(n_threads)  # the workers' 1 would be that of every thread made later

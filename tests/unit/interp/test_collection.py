@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from topklm.bundles import merge_bundles, open_bundle
 from topklm.data.tokenizers import ByteTokenizer
 from topklm.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from topklm.interp import CollectConfig, ReadTopK, collect
+from topklm.interp.accumulate import LayerAccumulator
 from topklm.interp.layer_pass import LayerPass
 
 
@@ -110,6 +112,32 @@ def test_the_batch_size_changes_nothing(sparse, whole, tmp_path, batch_size):
     same_layers(collected(sparse, tmp_path / "b", batch_size=batch_size, snapshots=[], halves=False), whole)
 
 
+class StopError(Exception):
+    """The process dies here."""
+
+
+def failing(self, *_):
+    if self.layer == 1:
+        raise StopError
+
+
+def test_layers_counted_by_threads_beside_the_model(sparse, whole, tmp_path, monkeypatch):
+    """The same for any number of threads; what fails in one of them is told, and threads made later have theirs."""
+    torch.set_num_threads(3)
+    try:
+        bundle = collected(sparse, tmp_path / "b", snapshots=[100])
+        with monkeypatch.context() as patch:
+            patch.setattr(LayerAccumulator, "add", failing)
+            with pytest.raises(StopError):
+                collected(sparse, tmp_path / "c")
+        assert torch.get_num_threads() == 3
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(torch.get_num_threads).result() == 3
+    finally:
+        torch.set_num_threads(1)
+    same_layers(bundle, whole)
+
+
 def test_layers_that_do_not_fit_are_collected_in_several_passes(sparse, whole, tmp_path, caplog):
     caplog.set_level("INFO", "topklm.interp")
     bundle = collected(sparse, tmp_path / "b", snapshots=[100], memory_gb=3.5e-4)
@@ -124,10 +152,6 @@ def test_layers_that_do_not_fit_are_collected_in_several_passes(sparse, whole, t
 
 def contents(directory):
     return {str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}
-
-
-class StopError(Exception):
-    """The process dies here."""
 
 
 @pytest.mark.parametrize("passes", [1, 2])
