@@ -184,7 +184,7 @@ def _sentencepiece(file: SentencePieceFile) -> Any:
     fast.add_special_tokens(reserved)
     fast.normalizer = _normalizer(file)
     if defined or file.model_type == 1:
-        fast.pre_tokenizer = _words(defined, reserved)
+        fast.pre_tokenizer = _words(defined, reserved, whole=file.model_type == 2)
     decoders = tokenizers.decoders
     parts = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     if file.add_dummy_prefix:
@@ -193,16 +193,20 @@ def _sentencepiece(file: SentencePieceFile) -> Any:
     return fast
 
 
-def _words(defined: list[str], reserved: list[str]) -> Any:
+def _words(defined: list[str], reserved: list[str], whole: bool) -> Any:
     """Makes user-defined pieces words of their own, and divides text that only looks like a reserved piece.
 
-    Models that look whole words up would take the text "</s>" for EOS, and "<0x0A>" for a byte.
+    A unigram model would take the text "</s>" for EOS and "<0x0A>" for a byte wherever they stand; a BPE model that
+    looks words up first, where they are the `whole` word.
     """
     tokenizers = require("tokenizers", "topklm[hf]")
-    patterns = [re.escape(text) for text in sorted(defined, key=len, reverse=True)]
-    patterns += [f"{re.escape(text[0])}(?={re.escape(text[1:])})" for text in reserved if len(text) > 1]
-    pattern = tokenizers.Regex("|".join([*patterns, "<(?=0x[0-9A-F]{2}>)"]))
-    return tokenizers.pre_tokenizers.Split(pattern, behavior="isolated")
+    ends = (r"\A", r"\z") if whole else ("", "")
+    looks = [f"{re.escape(text[0])}(?={re.escape(text[1:])}{ends[1]})" for text in reserved if len(text) > 1]
+    patterns = ["|".join(f"{ends[0]}{look}" for look in (*looks, f"<(?=0x[0-9A-F]{{2}}>{ends[1]})"))]
+    if defined:
+        patterns.insert(0, "|".join(re.escape(text) for text in sorted(defined, key=len, reverse=True)))
+    split = tokenizers.pre_tokenizers.Split
+    return tokenizers.pre_tokenizers.Sequence([split(tokenizers.Regex(p), behavior="isolated") for p in patterns])
 
 
 def _normalizer(file: SentencePieceFile) -> Any:

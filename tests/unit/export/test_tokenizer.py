@@ -118,6 +118,19 @@ def test_equal_scores_merge_from_the_left(tmp_path) -> None:
         assert loaded.encode(" " * n + "the") == tokenizer.encode(" " * n + "the"), n
 
 
+@pytest.mark.parametrize("prefix", [True, False])
+def test_text_that_looks_like_a_special_token_keeps_its_pieces(prefix: bool, tmp_path) -> None:
+    # With user-defined pieces words are looked up whole, and "<s>" is in the vocabulary; so is the start of " <s>".
+    model = train(model_type="bpe", user_defined_symbols=["<sep>"], add_dummy_prefix=prefix)
+    tokenizer = SentencePieceTokenizer(_with_pieces(model, ["<", "\u2581<"]))
+    write_tokenizer(tokenizer, tmp_path, add_bos=False, max_length=64)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    for text in ("<s>", "</s>", "<unk>", "<0x41>", "a <s> b", "<sep><s>", "<s><sep></s>", "<sep>", " <sep>"):
+        ids = tokenizer.encode(text)
+        assert tokenizer.bos_id not in ids
+        assert loaded.encode(text) == ids, text
+
+
 def _with_pieces(model: bytes, pieces: list[str], score: float = -1e9) -> bytes:
     """A model file with more pieces: protobuf messages may be appended."""
     for piece in pieces:
