@@ -59,8 +59,7 @@ class LayerPass:
         self._watched = sorted({*group, *(layer + 1 for layer in group if layer < last)})
         self._batch = TokenBatch.of(np.empty(0, np.int64), np.empty(0, np.int64))
         self._executor: Executor = _AtOnce()
-        # The layer that was read last, and who fired in it, when it is counted.
-        self._before: tuple[int, Future[Tensor]] | None = None
+        self._before: Future[Tensor] | None = None  # who fired in the layer that was read last
 
     def run(self, batches: Iterable[Piece]) -> Iterator[int]:
         """Add up batches; yields the number of windows of each when it is counted."""
@@ -72,12 +71,12 @@ class LayerPass:
                 self._before = None
                 forward(torch.from_numpy(tokens).to(self._device), ids)
                 if self._before is not None:
-                    self._before[1].result()  # which waits for the layers before it
+                    self._before.result()  # which waits for the layers before it
                 self.counts += np.bincount(rows.ravel(), minlength=len(self.counts))
                 yield len(tokens)
 
     def _see(self, layer: int, output: Tensor, pre: Tensor | None, activation: Activation | None) -> None:
-        self._before = layer, self._executor.submit(self._count, layer, output, pre, activation, self._before)
+        self._before = self._executor.submit(self._count, layer, output, pre, activation, self._before)
 
     def _count(
         self,
@@ -85,7 +84,7 @@ class LayerPass:
         output: Tensor,
         pre: Tensor | None,
         activation: Activation | None,
-        before: tuple[int, Future[Tensor]] | None,
+        before: Future[Tensor] | None,
     ) -> Tensor:
         """Add up one layer in one batch; returns who fired."""
         cut = self._plans[layer].cut
@@ -93,8 +92,8 @@ class LayerPass:
         if layer in self._accumulators:
             self._accumulators[layer].add(reading, self._batch)
         if before is not None:
-            fired_before = before[1].result()
-            if before[0] == layer - 1 and layer - 1 in self._accumulators:
+            fired_before = before.result()
+            if layer - 1 in self._accumulators:  # the layer after one that is counted is read next
                 self._accumulators[layer - 1].add_next(fired_before, reading.fired)
         return reading.fired
 

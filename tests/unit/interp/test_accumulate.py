@@ -1,5 +1,6 @@
 """The accumulator of a layer, fed with planted activations, against the definitions in float64."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -234,3 +235,28 @@ def test_flat_nonzero(values):
     x = torch.tensor(values, dtype=torch.float32).view(-1, 1)
     assert flat_nonzero(x).tolist() == [i for i, v in enumerate(values) if v]
     assert flat_nonzero(x > 0).tolist() == [i for i, v in enumerate(values) if v > 0]
+
+
+def test_a_near_miss_is_decided_as_in_float64():
+    """0.6 as float32 lies above the bound 1 - 0.4, although the bound as float32 is the same number."""
+    pre = torch.tensor([[[1.0, 0.6, 0.5999]]])
+    options = dataclasses.replace(SETTINGS, near_miss=0.4)
+    acc = LayerAccumulator(0, 3, V, options, CPU, selects=True, signed=False, has_next=False)
+    activation = build_activation(TopKConfig(k=1))
+    acc.add(read_layer(topk(pre, 1), pre, activation, alpha=0.0), TokenBatch.of(np.zeros(1, int), np.zeros(1, int)))
+    assert statistics(acc, np.zeros(1, int)).near_misses.tolist() == [0, 1, 0]
+
+
+def test_of_equal_hashes_the_first_position_is_sampled():
+    hashes = hash32(np.arange(200_000))
+    order = np.argsort(hashes, kind="stable")
+    same = np.flatnonzero(np.diff(hashes[order]) == 0)
+    assert len(same)
+    for i in same:
+        early, late = np.sort(order[[i, i + 1]])
+        options = dataclasses.replace(SETTINGS, sample_contexts=1)
+        acc = LayerAccumulator(0, 1, V, options, CPU, selects=False, signed=True, has_next=False)
+        for position in (late, early):
+            reading = read_layer(torch.ones(1, 1, 1), None, None, alpha=None)
+            acc.add(reading, TokenBatch.of(np.zeros(1, int), np.array([position])))
+        assert acc.contexts.sample.position.max() == early

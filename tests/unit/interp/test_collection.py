@@ -12,6 +12,7 @@ from tests.unit.bundles.reference import assert_equal
 from tests.unit.data.synthetic import documents, write_source
 from tests.unit.interp.tiny import MODEL, SPARSE, T, V, collected, reference, write_checkpoint, write_data
 from topklm.bundles import merge_bundles, open_bundle
+from topklm.bundles.merge import windows_hash
 from topklm.data.tokenizers import ByteTokenizer
 from topklm.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from topklm.interp import CollectConfig, ReadTopK, collect
@@ -99,6 +100,7 @@ def test_parts_are_snapshots_and_halves(whole, data, tmp_path):
     assert [part.name for part in whole.meta.parts] == ["00a", "00b", "01a", "01b"]
     for part, bundle in zip(whole.meta.parts, whole.parts, strict=True):
         assert bundle.n_tokens == part.n_tokens
+        assert bundle.meta.windows_sha256 == windows_hash(bundle.windows)
         assert_same(bundle, reference(bundle, bundle.windows.tolist(), data))
     sizes = [sum(bundle.n_tokens for bundle in parts) for parts in whole.snapshots()]
     assert sizes == [13 * T, 32 * T]
