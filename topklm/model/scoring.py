@@ -11,6 +11,9 @@ from torch import Tensor
 from topklm.model.cache import KVCache
 from topklm.model.transformer import Transformer
 
+CPU_CHUNK = 256
+"""Logits of more positions do not fit the caches of a CPU: 1,024 at a time took 1.1 to 1.3 times as long."""
+
 
 @torch.no_grad()
 def score_tokens(
@@ -26,10 +29,12 @@ def score_tokens(
     tokens: [B, T] int64, padded on the right with anything, since attention is causal. positions: [P], places in
     tokens.flatten(). counts: how many of the targets [N] are asked for after each position, one after the other. In
     nats, fp32 (fp64 for an fp64 model). Final norm and head are computed at the P positions only,
-    `model.config.loss_chunk` of them at a time. With a cache the tokens continue its rows.
+    `model.config.loss_chunk` of them at a time, on a CPU `CPU_CHUNK`. With a cache the tokens continue its rows.
     """
     hidden = model.hidden(tokens, cache=cache).flatten(0, 1)  # [B * T, D]
     chunk, weight = model.config.loss_chunk, model.head_weight
+    if hidden.device.type == "cpu":
+        chunk = min(chunk, CPU_CHUNK)
     ends = [0, *itertools.accumulate(counts)]  # of each position's targets
     log_p, greedy = [], []
     for start in range(0, len(counts), chunk):
@@ -37,11 +42,9 @@ def score_tokens(
         here, there = ends[start], ends[stop]
         logits = model.norm(hidden[positions[start:stop]]) @ weight.T  # [p, V]
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        # One pass for the largest logit and its place, which log_softmax would look for again.
-        largest, most_probable = logits.max(-1)
-        total = (logits - largest[:, None]).exp_().sum(-1).log_() + largest
-        row = torch.repeat_interleave(torch.tensor(counts[start:stop])).to(logits.device)  # [n] position of a target
+        every = logits.log_softmax(-1)
+        row = torch.repeat_interleave(torch.tensor(counts[start:stop])).to(every.device)  # [n] position of a target
         target = targets[here:there]
-        log_p.append(logits[row, target] - total[row])
-        greedy.append(most_probable[row] == target)
+        log_p.append(every[row, target])
+        greedy.append(every.argmax(-1)[row] == target)
     return torch.cat(log_p), torch.cat(greedy)

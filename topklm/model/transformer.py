@@ -213,9 +213,15 @@ def rotary_table(
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding on interleaved pairs (x[2j], x[2j+1]). x: [B, T, H, d]; cos, sin: [(B,) T, d / 2]."""
-    even, odd = x.to(cos.dtype).unflatten(-1, (-1, 2)).unbind(-1)  # [B, T, H, d/2]
+    pairs = x.to(cos.dtype).unflatten(-1, (-1, 2))  # [B, T, H, d/2, 2]
     cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)  # [..., T, 1, d/2]
-    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2).type_as(x)
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        # The same products and sums as one complex product: a tenth of the time there, where strides of 2 are slow.
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.complex(cos, sin))
+    else:
+        even, odd = pairs.unbind(-1)
+        turned = torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1)
+    return turned.flatten(-2).type_as(x)
 
 
 def same_document_mask(document_ids: Tensor) -> Tensor:
