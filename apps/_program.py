@@ -14,6 +14,7 @@ from topklm.errors import ConfigError, Problem, TopklmError
 if TYPE_CHECKING:
     import torch
 
+log = logging.getLogger("topklm")
 T = TypeVar("T")
 Dtype = Literal["fp64", "fp32", "bf16", "fp16"]
 """Names of the precisions of a loaded model."""
@@ -36,6 +37,10 @@ def run(
     except TopklmError as error:
         print(f"{program}: {error}", file=sys.stderr)
         code = error.exit_code
+    except OSError as error:  # a place that cannot be written, a full disk
+        log.debug("traceback", exc_info=True)
+        print(f"{program}: {error}", file=sys.stderr)
+        code = 1
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         code = 130

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
-from apps._program import run
+from apps._program import run, torch_device
 from topklm.errors import DataError, Problem
 from topklm.evaluate.app_config import EvalAppConfig
 from topklm.evaluate.ranks import Ranks
@@ -57,10 +57,9 @@ def job(config: EvalAppConfig) -> Iterator[Ranks]:
     from topklm.train.parallel import world_from_env
 
     world = world_from_env()
-    device = world.device if config.device == "auto" else torch.device(config.device, world.local_rank)
-    if device.type == "cpu":
-        device = torch.device("cpu")
-    else:
+    name = f"cuda:{world.local_rank}" if config.device == "cuda" else config.device
+    device = world.device if name == "auto" else torch_device(name)
+    if device.type == "cuda":
         torch.cuda.set_device(device)
     if world.size > 1:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"

@@ -110,11 +110,12 @@ def check(config: CheckConfig) -> None:
     parity = check_parity(
         config.a, config.b, config, alpha=config.alpha, trust_remote_code=config.trust_remote_code, progress=True
     )
-    if config.out is not None:
-        Path(config.out).write_text(json.dumps(parity.to_dict(), indent=2) + "\n", encoding="utf-8")
     console = Console()
     for table in rich_tables(parity):
         console.print(table)
+    if config.out is not None:
+        Path(config.out).parent.mkdir(parents=True, exist_ok=True)
+        Path(config.out).write_text(json.dumps(parity.to_dict(), indent=2) + "\n", encoding="utf-8")
     parity.demand()
     console.print("they compute the same")
 

@@ -129,7 +129,7 @@ def main(config: GenerateConfig) -> None:
     seconds = time.monotonic() - began
     if config.show == "end":
         terminal.show_all(results)
-    report(results, seconds, loaded.run.get("data", {}).get("seq_len"))
+    report(results, seconds, (loaded.run.get("data") or {}).get("seq_len") or loaded.model.max_seqlen)
     if config.out is not None:
         provenance = {
             "checkpoint": {"path": str(loaded.path), "step": loaded.step, "sha256": loaded.sha256},
@@ -149,7 +149,7 @@ def main(config: GenerateConfig) -> None:
         log.info("written: %s", config.out)
 
 
-def report(results: list[list[Completion]], seconds: float, trained_length: int | None) -> None:
+def report(results: list[list[Completion]], seconds: float, trained_length: int) -> None:
     completions = [completion for samples in results for completion in samples]
     ended: dict[str, Any] = {}
     for completion in completions:
@@ -158,7 +158,7 @@ def report(results: list[list[Completion]], seconds: float, trained_length: int 
     reasons = ", ".join(f"{n} {reason}" for reason, n in sorted(ended.items()))
     log.info("%d completions (%s), %d tokens, %.0f tokens/s", len(completions), reasons, tokens, tokens / seconds)
     longest = max(len(completion.prompt_ids) + len(completion.ids) for completion in completions)
-    if trained_length is not None and longest > trained_length:
+    if longest > trained_length:
         log.warning("up to %d tokens in a text: more than the %d of the model's training", longest, trained_length)
 
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from topklm.errors import CheckpointError
 
@@ -59,7 +59,7 @@ def _load(state: dict[str, Any], path: Path, group: dist.ProcessGroup | None) ->
         raise CheckpointError(f"{path} does not fit this model: {error}") from error
 
 
-def _stored_shapes(path: Path, prefix: str) -> dict[str, tuple[int, ...]]:
+def _stored_shapes(path: Path, prefix: str) -> dict[str, tuple[Any, ...]]:
     """Name without `prefix` and shape of everything in a checkpoint whose key begins with it."""
     try:
         with (path / ".metadata").open("rb") as file:
@@ -67,10 +67,15 @@ def _stored_shapes(path: Path, prefix: str) -> dict[str, tuple[int, ...]]:
         found = stored.state_dict_metadata.items()
     except Exception as error:  # a damaged pickle can raise anything
         raise CheckpointError(f"the metadata of {path} cannot be read: {error}") from error
-    return {key.removeprefix(prefix): tuple(getattr(v, "size", ())) for key, v in found if key.startswith(prefix)}
+    # By type: bytes with a forged size would be unpickled by torch as whatever they name.
+    return {
+        key.removeprefix(prefix): tuple(v.size) if type(v) is TensorStorageMetadata else ("no tensor",)
+        for key, v in found
+        if key.startswith(prefix)
+    }
 
 
-def _check_weights(weights: dict[str, torch.Tensor], shapes: dict[str, tuple[int, ...]], path: Path) -> None:
+def _check_weights(weights: dict[str, torch.Tensor], shapes: dict[str, tuple[Any, ...]], path: Path) -> None:
     """Loading takes what it is asked for: a shallower model would get a part of a deeper one without a word."""
     wanted = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if "output.tied_module.weight" not in wanted:
@@ -87,7 +92,8 @@ def _check_weights(weights: dict[str, torch.Tensor], shapes: dict[str, tuple[int
 class _MetadataUnpickler(pickle.Unpickler):
     """Reads `.metadata` and nothing else: torch would run whatever code the pickle of a stranger's checkpoint names.
 
-    Of what follows, torch reads tensors with weights_only.
+    Of what follows, torch reads tensors with weights_only, and weights are nothing else. Only the optimizer state of a
+    run that is gone on with may hold other things.
     """
 
     allowed: ClassVar[dict[str, tuple[str, ...]]] = {

@@ -96,12 +96,13 @@ class _Evaluation:
             "%s: alpha %s, context %d, %s", self.loaded.path, self.loaded.alpha, self.config.context, self.marks.words
         )
         found = None
-        if self.ranks.is_first and not self.config.overwrite:
+        self._tell_length()
+        if self.ranks.is_first:
             found = earlier_evaluation(self.directory, self.provenance)
         failed = {}
         if self.config.validation is not None:
             try:
-                self._validate(found, self.config.validation)
+                self._validate(None if self.config.overwrite else found, self.config.validation)
             except DataError as error:  # the same on every rank, before any of them computes
                 failed["validation"] = str(error)
                 log.warning("no validation: %s", error)
@@ -118,7 +119,7 @@ class _Evaluation:
         windows = windows_of(settings, self.config.context)
         root_dir, sources = self._held_out_place()
         held_out = open_held_out(root_dir, sources)
-        if ranks.agree(lambda: has_validation(found, held_out, windows)):
+        if ranks.agree(lambda: has_validation(found, held_out, windows, self.provenance)):
             log.info("the validation is there already; overwrite=true repeats it")
             return
         longest = max(each.context for each in windows)
@@ -142,6 +143,17 @@ class _Evaluation:
         if ranks.is_first:
             write_results(self.directory, provenance=self.provenance, validation=validation)
 
+    def _tell_length(self) -> None:
+        """Beyond what a model was trained on, its figures say how its positions extrapolate."""
+        trained = (self.loaded.run.get("data") or {}).get("seq_len") or self.loaded.model.max_seqlen
+        validation = self.config.validation
+        asked = [self.config.context, *(validation.contexts or [] if validation is not None else [])]
+        if self.ranks.is_first and max(asked) > trained:
+            log.warning(
+                "context %d is more than the %d tokens that %s was trained on; figures there are about that as well",
+                max(asked), trained, self.path,
+            )  # fmt: skip
+
     def _held_out_place(self) -> tuple[Path, list[str] | None]:
         """(directory, sources) of the held-out text: as configured, else those of the run."""
         config, trained = self.config, self.loaded.run.get("data") or {}
@@ -159,7 +171,8 @@ class _Evaluation:
         earlier = HarnessOutcome()
         if tasks is not None:
             earlier = earlier_tasks(found, config, tasks.hashes)
-            done = [name for name, loaded in tasks.found.items() if is_done(loaded, earlier)]
+            known = {} if self.config.overwrite else tasks.found
+            done = [name for name, loaded in known.items() if is_done(loaded, earlier)]
             if done:
                 log.info("there already, repeated with overwrite=true: %s", ", ".join(done))
             tasks = tasks.only(name for name in tasks.found if name not in done)

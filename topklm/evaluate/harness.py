@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from topklm.data import Tokenizer
-from topklm.errors import ConfigError
+from topklm.errors import ConfigError, NonFiniteError
 from topklm.evaluate.harness_config import HarnessConfig
 from topklm.evaluate.harness_figures import add_token_perplexity, fill_errors, near_chance
 from topklm.evaluate.harness_marks import Marks
@@ -168,6 +168,11 @@ class _Run:
             except (ConfigError, ImportError) as error:  # a figure may need a package that nothing else does
                 failed[name] = str(error)
                 log.warning("task %s cannot run: %s", name, error)
+            except NonFiniteError:  # of the model: every task would end like that
+                raise
+            except Exception as error:  # a document that the harness cannot read, or a fault of the task's own
+                failed[name] = f"{type(error).__name__}: {error}"
+                log.exception("task %s did not run to its end", name)
             else:
                 if done is not None:
                     done(outcome)

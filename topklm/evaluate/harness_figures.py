@@ -47,14 +47,19 @@ def add_token_perplexity(metrics: Metrics, samples: Sequence[dict[str, Any]], n_
 
 
 def near_chance(metrics: Metrics, chance: float | None) -> list[str]:
-    """The accuracies that lie within two of their standard errors of guessing."""
+    """The accuracies that lie within two standard errors of guessing: their own, or where that is larger (few
+    documents, all of them right or wrong) the one that guessing has, sqrt(chance (1 - chance) / n)."""
     if chance is None:
         return []
     near = []
     for key, value in metrics.items():
         name, _, filter_ = key.partition(",")
         error = metrics.get(f"{name}_stderr,{filter_}")
-        is_accuracy = name.startswith("acc") and not name.endswith("_stderr")
-        if is_accuracy and isinstance(error, int | float) and abs(value - chance) <= 2 * error:
+        if not name.startswith("acc") or name.endswith("_stderr"):
+            continue
+        own = error if isinstance(error, int | float) and math.isfinite(error) else 0.0
+        n = metrics.get("sample_len")
+        guessing = math.sqrt(chance * (1 - chance) / n) if isinstance(n, int) and n else 0.0
+        if abs(value - chance) <= 2 * max(own, guessing):
             near.append(key)
     return near

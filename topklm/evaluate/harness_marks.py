@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from topklm.checkpoint.trained_with import trained_with
 from topklm.data import Tokenizer
-from topklm.data.shards import read_manifest
-from topklm.errors import ConfigError, DataError, Problem
-
-log = logging.getLogger("topklm.evaluate")
+from topklm.errors import ConfigError, Problem
 
 
 @dataclass(frozen=True)
@@ -35,7 +31,7 @@ def marks_for(tokenizer: Tokenizer, run: dict[str, Any], bos: bool | None = None
     the prefix is what came before a document in training: BOS, or EOS where documents only ended with one. Raises
     `ConfigError` if the tokenizer lacks the tokens.
     """
-    add_bos, add_eos = _trained_with(run, path)
+    add_bos, add_eos = trained_with(run, path)
     source = "as trained" if add_bos is not None else "the run does not tell; the tokenizer's"
     wanted = (tokenizer.bos_id is not None if add_bos is None else add_bos) if bos is None else bos
     if wanted and tokenizer.bos_id is None:
@@ -49,26 +45,3 @@ def marks_for(tokenizer: Tokenizer, run: dict[str, Any], bos: bool | None = None
         f"{'BOS' if wanted else 'no BOS'} before prompts ({source if bos is None else 'as set'}), {shown} before texts"
     )
     return Marks(wanted, prefix, words)
-
-
-def _trained_with(run: dict[str, Any], path: Path | None) -> tuple[bool | None, bool | None]:
-    """Whether the training documents began with BOS and ended with EOS; None if nothing tells.
-
-    `data.add_bos` and `data.add_eos`, as Meta Lingua's configuration has them, else the manifests of the prepared data.
-    """
-    if path is not None and (path / "tokenizer_config.json").is_file():
-        stated = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8")).get("add_bos_token")
-        return (stated if isinstance(stated, bool) else None), None
-    data = run.get("data") or {}
-    bos, eos = data.get("add_bos"), data.get("add_eos")
-    if bos is not None or eos is not None:  # null: as it was prepared
-        return bool(bos), bool(eos)
-    manifests = []
-    for name in data.get("sources") or {}:
-        try:
-            manifests.append(read_manifest(Path(data.get("root_dir") or "") / name))
-        except DataError as error:
-            log.debug("%s", error)
-    if not manifests:
-        return None, None
-    return any(m.add_bos for m in manifests), any(m.add_eos for m in manifests)

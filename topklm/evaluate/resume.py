@@ -42,7 +42,10 @@ def earlier_tasks(found: Evaluation | None, config: HarnessConfig, hashes: dict[
     if found is None or found.harness is None:
         return HarnessOutcome()
     results = found.harness
-    if any(results.get("config", {}).get(key) != value for key, value in settings_of(config).items()):
+    before = results.get("config", {})
+    if other := [key for key, value in settings_of(config).items() if before.get(key) != value]:
+        names = ", ".join(results.get("results", {}))
+        log.warning("the earlier results of %s are replaced: they had another %s", names, ", ".join(other))
         return HarnessOutcome()
     before = results.get("task_hashes", {})
     stale = {task for task, hash_ in hashes.items() if before.get(task, hash_) != hash_}
@@ -72,9 +75,18 @@ def joined(earlier: HarnessOutcome, new: HarnessOutcome) -> HarnessOutcome:
     return HarnessOutcome(results, {**earlier.samples, **new.samples}, new.failed)
 
 
-def has_validation(found: Evaluation | None, held_out: HeldOut, windows: Sequence[Windows]) -> bool:
-    """Whether the held-out text was scored in these windows already."""
+def has_validation(
+    found: Evaluation | None, held_out: HeldOut, windows: Sequence[Windows], provenance: dict[str, Any]
+) -> bool:
+    """Whether the held-out text was scored in these windows already, by the same model in the same dtype.
+
+    The file of the tasks beside it may be of another time, so the validation's own provenance decides.
+    """
     if found is None or found.validation is None:
+        return False
+    stated = found.validation.get("provenance", {})
+    if any(stated.get(key) != provenance[key] for key in SAME if key not in ("context", "bos")):
+        log.warning("the earlier validation is replaced: it was of another model or in another dtype")
         return False
     views = found.validation.get("views", {})
     same_text = found.validation.get("held_out", {}).get("fingerprint") == held_out.fingerprint

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from topklm.export.parity import Parity, PrecisionParity
@@ -25,7 +26,7 @@ def model_card(
     kind = "TopK language model" if source.is_sparse else "language model (Llama)"
     blocks = [
         "\n".join(_head(source, license)),
-        f"# {title or source.name}\n\nA {kind} of {source.config.model.n_params:,} parameters, trained with topklm.",
+        f"# {title or source.name}\n\nA {kind} of {source.config.model.n_params:,} parameters, {_origin(source)}.",
         "\n".join(_use(source)),
         *(["\n".join(_topk(source))] if source.is_sparse else []),
         "\n".join(_configuration(source)),
@@ -35,6 +36,20 @@ def model_card(
         "\n".join(_provenance(facts)),
     ]
     return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def _begun_from(source: Source) -> str | None:
+    """Name of the model whose weights the training began with."""
+    run = source.config.run
+    path = run.get("init_from") or (run.get("checkpoint") or {}).get("init_ckpt_path")
+    return Path(str(path)).name if path else None
+
+
+def _origin(source: Source) -> str:
+    if "huggingface" in source.config.run:
+        return "converted by topklm from a model that was not trained with it"
+    begun = _begun_from(source)
+    return "trained with topklm" + (f", from the weights of {begun} on" if begun else "")
 
 
 def _head(source: Source, license: str | None) -> Iterator[str]:
@@ -128,7 +143,8 @@ def _data(source: Source, add_bos: bool, n_texts: int | None) -> Iterator[str]:
     if rows:
         yield from _table(("source", "share of the batches", "training tokens in it"), rows)
     seen = source.tokens_seen()
-    yield f"\nTokens seen in training: {seen:,}." if seen is not None else "\nTokens seen in training: not known."
+    since = f" since {begun}" if (begun := _begun_from(source)) else ""
+    yield f"\nTokens seen in training{since}: {'not known' if seen is None else f'{seen:,}'}."
     if n_texts is None:
         yield "The tokenizer is not part of this directory."
     elif source.tokenizer is not None:

@@ -24,9 +24,14 @@ def export_directory(out: Path, source: Path, facts: dict[str, Any], *, overwrit
     Raises `ConfigError` if `out` is there and is no earlier export (unless `overwrite`), or holds the `source`.
     """
     check_place(out, source, overwrite=overwrite)
+    out = out.absolute()
     part = out.with_name(f"{out.name}.tmp")
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    try:
+        part.mkdir(parents=True)
+        _write_mark(part, facts)  # from the beginning: what is left of an interrupted export is known by it
+    except OSError as error:
+        raise ConfigError([Problem("out", f"{part} cannot be written: {error.strerror}")]) from error
     try:
         yield part
     except ParityError:
@@ -34,7 +39,7 @@ def export_directory(out: Path, source: Path, facts: dict[str, Any], *, overwrit
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
-    (part / MARK).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    _write_mark(part, facts)
     doomed = out.with_name(f"{out.name}.old.tmp")
     shutil.rmtree(doomed, ignore_errors=True)
     if out.exists():
@@ -45,6 +50,10 @@ def export_directory(out: Path, source: Path, facts: dict[str, Any], *, overwrit
 
 def check_place(out: Path, source: Path, *, overwrite: bool = False) -> None:
     """Raise `ConfigError` if an export to `out` would destroy something."""
+    out = out.absolute()
+    for beside in (out.with_name(f"{out.name}.tmp"), out.with_name(f"{out.name}.old.tmp")):
+        if beside.exists() and not (beside / MARK).is_file():
+            raise ConfigError([Problem("out", f"{beside}, where it is written first, is no export; move it away")])
     if source.resolve().is_relative_to(out.resolve()):
         raise ConfigError([Problem("out", f"{out} holds the checkpoint {source} itself; give another directory")])
     if out.exists() and not out.is_dir():
@@ -53,3 +62,7 @@ def check_place(out: Path, source: Path, *, overwrite: bool = False) -> None:
         raise ConfigError(
             [Problem("out", f"{out} is there and is no earlier export; give another directory, or overwrite=true")]
         )
+
+
+def _write_mark(part: Path, facts: dict[str, Any]) -> None:
+    (part / MARK).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")

@@ -194,6 +194,9 @@ def _compare(
         if (n := len(first.streams)) != (m := len(second.streams)):
             result.problems.append(f"the first has {n} sparse blocks, the second {m}")
             return result
+        if wrong := _other_sizes(first, second):
+            result.problems += wrong
+            return result
         if not result.layers:
             result.layers = [LayerParity(layer=layer) for layer in range(n)]
         free.add(first.logits[0], second.logits[0], window)
@@ -215,6 +218,14 @@ def _compare(
         result.told_loss_b = told.losses[1]
     result.problems += _problems(result, bounds)
     return result
+
+
+def _other_sizes(a: Trace, b: Trace) -> list[str]:
+    """What makes the two incomparable."""
+    sizes = [("logits", a.logits.shape[-1], b.logits.shape[-1])]
+    if a.streams:
+        sizes.append(("neurons in a block", a.streams[0].shape[-1], b.streams[0].shape[-1]))
+    return [f"the first has {n} {what}, the second {m}" for what, n, m in sizes if n != m]
 
 
 class _Logits:

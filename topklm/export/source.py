@@ -13,6 +13,7 @@ import torch
 
 from topklm import __version__
 from topklm.checkpoint import LoadedConfig, load_model
+from topklm.checkpoint.trained_with import trained_with
 from topklm.data import HeldOut, Manifest, Tokenizer, open_held_out, read_manifest
 from topklm.errors import DataError
 from topklm.model import Transformer
@@ -55,13 +56,14 @@ class Source:
     def adds_bos(self) -> bool:
         """Whether a text begins with BOS, as it did in training.
 
-        As the prepared sources say; else as a Hugging Face tokenizer does by itself; else if there is a BOS, which is
-        what `apps.prepare` and Meta Lingua do unless told otherwise.
+        As the run or the prepared sources say; else as a Hugging Face tokenizer does by itself; else if there is a
+        BOS, which is what `apps.prepare` and Meta Lingua do unless told otherwise.
         """
         if self.tokenizer is None or self.tokenizer.bos_id is None:
             return False
-        if self.manifests:
-            return all(manifest.add_bos for manifest in self.manifests.values())
+        stated, _ = trained_with(self.config.run, self.config.path)
+        if stated is not None:
+            return stated
         if self.tokenizer.name == "hf":
             from topklm.export.tokenizer import fast_tokenizer
 
@@ -84,10 +86,15 @@ class Source:
                 yield text
 
     def metrics(self) -> dict[str, Any]:
-        """The last line of the run's metrics.jsonl with a validation, up to the step of the weights; else empty."""
+        """The last line of the run's metrics.jsonl with a validation, up to the step of the weights; else empty.
+
+        Empty too if that was at another alpha: it is another model then.
+        """
         found: dict[str, Any] = {}
-        file = next((p / "metrics.jsonl" for p in self.config.path.parents if (p / "metrics.jsonl").is_file()), None)
-        for line in file.read_text(encoding="utf-8").splitlines() if file is not None and self.config.step else []:
+        run = next((p.parent for p in self.config.path.parents if p.name == "checkpoints"), None)
+        file = None if run is None else run / "metrics.jsonl"
+        known = file is not None and file.is_file() and self.config.step
+        for line in file.read_text(encoding="utf-8").splitlines() if file is not None and known else []:
             try:
                 figures = json.loads(line)
             except ValueError:  # cut off by a crash
@@ -95,7 +102,8 @@ class Source:
             is_validation = any(key.startswith("val/loss") for key in figures)
             if is_validation and figures.get("global_step", 0) <= (self.config.step or 0):
                 found = figures
-        return found
+        same_alpha = found.get("val/alpha") == self.config.alpha
+        return found if same_alpha else {}
 
     def tokens_seen(self) -> int | None:
         """Training tokens that the weights have seen, or None."""

@@ -21,7 +21,8 @@ class TerminalStream:
         self._waiting: dict[tuple[int, int], list[Piece]] = {}
         self._open = False
         # Control characters that a model makes must not steer a terminal.
-        self._safe = {i: 0x2400 + i for i in range(32) if chr(i) not in "\n\t"} if out.isatty() else {}
+        controls = {i: 0x2400 + i for i in range(32) if chr(i) not in "\n\t"} | dict.fromkeys(range(0x7F, 0xA0), 0xFFFD)
+        self._safe = controls if out.isatty() else {}
 
     def __call__(self, piece: Piece) -> None:
         self._waiting.setdefault((piece.prompt, piece.sample), []).append(piece)

@@ -16,6 +16,7 @@ from tests.genuine import checkout, run_genuine
 from tests.unit.checkpoint.lingua_layout import TIED, TINY, consolidate, tokens, train_args, write_checkpoint
 from topklm import load_model
 from topklm.checkpoint import read_weights, resolve, why_not_continued
+from topklm.checkpoint.dcp import load_weights
 from topklm.config import build
 from topklm.errors import CheckpointError, ConfigError
 from topklm.model import build_model
@@ -127,6 +128,22 @@ def test_a_checkpoint_of_a_stranger_runs_no_code(tmp_path):
         with pytest.raises(CheckpointError, match="cannot be read"):
             load_model(place)
     assert not harm.exists()
+
+
+def test_bytes_that_pretend_to_be_a_tensor_run_no_code(tmp_path):
+    """torch unpickles entries of bytes without restraint; a forged size does not make them weights."""
+    weights = {name: torch.zeros(t.shape) for name, t in build_model(TINY, None).state_dict().items()}
+    dcp.save(
+        {"model": weights | {"norm.weight": Evil(tmp_path / "harm")}}, checkpoint_id=tmp_path / "ckpt", no_dist=True
+    )
+    (tmp_path / "harm").unlink(missing_ok=True)
+    file = tmp_path / "ckpt" / ".metadata"
+    metadata = pickle.loads(file.read_bytes())
+    metadata.state_dict_metadata["model.norm.weight"].size = torch.Size([TINY.dim])
+    file.write_bytes(pickle.dumps(metadata))
+    with pytest.raises(CheckpointError, match="no tensor"):
+        load_weights(weights, tmp_path / "ckpt")
+    assert not (tmp_path / "harm").exists()
 
 
 def test_a_lingua_run_is_not_gone_on_with_and_the_reason_is_told(tmp_path):

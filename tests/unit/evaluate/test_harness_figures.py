@@ -57,13 +57,28 @@ def test_token_perplexity():
     ("value", "error", "chance", "near"),
     [
         (0.25, 0.02, 0.25, True), (0.2899, 0.02, 0.25, True), (0.291, 0.02, 0.25, False), (0.2101, 0.02, 0.25, True),
-        (0.20, 0.02, 0.25, False), (0.0, 0.0, 0.0, True), (0.9, 0.0, 0.25, False), (0.25, "N/A", 0.25, False),
+        (0.20, 0.02, 0.25, False), (0.0, 0.0, 0.0, True), (0.9, 0.0, 0.25, False), (0.25, "N/A", 0.25, True),
         (0.25, 0.1, None, False),
     ],
 )  # fmt: skip
 def test_near_chance_is_within_two_standard_errors(value, error, chance, near):
-    metrics = {"alias": "t", "acc,none": value, "acc_stderr,none": error, "perplexity,none": 3.0, "sample_len": 4}
+    metrics = {
+        "alias": "t",
+        "acc,none": value,
+        "acc_stderr,none": error,
+        "perplexity,none": 3.0,
+        "sample_len": 4_000_000,
+    }
     assert near_chance(metrics, chance) == (["acc,none"] if near else [])
+
+
+@pytest.mark.parametrize(("n", "near"), [(2, True), (3, True), (4, True), (5, False)])
+@pytest.mark.parametrize("error", [0.0, "N/A", float("nan")])
+def test_few_documents_that_are_all_right_are_no_evidence(n, near, error):
+    """All of n right at chance 0.5: the sample's own error is 0, that of guessing 0.5 / sqrt(n)."""
+    assert near_chance({"acc,none": 1.0, "acc_stderr,none": error, "sample_len": n}, 0.5) == (
+        ["acc,none"] if near else []
+    )
 
 
 def test_normalised_accuracy_is_judged_by_itself():

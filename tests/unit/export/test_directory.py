@@ -15,7 +15,7 @@ SOURCE = Path("runs/tiny/checkpoints/0000000010")
 
 def write(out: Path, content: str, **options) -> None:
     with export_directory(out, SOURCE, {"to": content}, **options) as part:
-        assert list(part.iterdir()) == []
+        assert [path.name for path in part.iterdir()] == [MARK]  # by which it is known when it is left behind
         (part / "weights").write_text(content)
 
 
@@ -70,3 +70,14 @@ def test_the_checkpoint_itself_is_not_overwritten(tmp_path) -> None:
         ):
             pass
     assert checkpoint.is_dir()
+
+
+def test_what_lies_where_it_is_written_first_is_not_touched(tmp_path) -> None:
+    for name in ("out.tmp", "out.old.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "thesis.txt").write_text("years")
+        with pytest.raises(ConfigError, match="move it away"):
+            write(tmp_path / "out", "x", overwrite=True)
+        assert (tmp_path / name / "thesis.txt").read_text() == "years"
+        (tmp_path / name / "thesis.txt").unlink()
+        (tmp_path / name).rmdir()

@@ -32,8 +32,11 @@ def test_a_run_brings_its_data_and_its_last_validation(with_data, whole) -> None
     texts = list(with_data.texts())
     assert len(texts) == next(iter(with_data.held_out.arrays.values())).n_documents
     assert all(isinstance(text, str) and text for text in texts)
-    early = dataclasses.replace(with_data, config=dataclasses.replace(with_data.config, step=9))
-    assert early.metrics()["global_step"] == 8
+    (step_8,) = [line for line in lines if line["global_step"] == 8 and "val/loss@32" in line]
+    early = dataclasses.replace(with_data.config, step=9, alpha=step_8["val/alpha"])
+    assert dataclasses.replace(with_data, config=early).metrics() == step_8
+    cut = dataclasses.replace(early, alpha=step_8["val/alpha"] / 2 + 0.1)
+    assert dataclasses.replace(with_data, config=cut).metrics() == {}  # at another alpha it is another model
     facts = json.dumps(with_data.facts("hf"))
     assert str(whole) not in facts
     assert with_data.config.sha256 in facts
@@ -91,8 +94,10 @@ def test_bos_is_as_the_data_says_else_as_the_tokenizer_does_else_there(with_data
     assert tiny_source(tokenizer=HFTokenizer(hf_file(), 0, 1)).adds_bos()  # its template has one
     assert not tiny_source(tokenizer=HFTokenizer(hf_file(), None, 1)).adds_bos()
     assert not tiny_source(tokenizer=HFTokenizer(hf_file(), 5, 1)).adds_bos()
-    without = {name: dataclasses.replace(m, add_bos=False) for name, m in with_data.manifests.items()}
-    assert not dataclasses.replace(with_data, manifests=without).adds_bos()
+    run = with_data.config.run
+    for data in (run["data"] | {"add_bos": False}, {"add_bos": False}):  # its data at hand or not
+        config = dataclasses.replace(with_data.config, run=run | {"data": data})
+        assert not dataclasses.replace(with_data, config=config, manifests={}).adds_bos()
 
 
 def test_data_of_another_tokenizer_is_not_looked_at(whole, caplog) -> None:
