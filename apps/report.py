@@ -5,7 +5,8 @@
 
 Of runs it reads config.yaml and metrics.jsonl (finished, interrupted or still training), prints a table and writes it
 as Markdown and CSV, with figures of training and of the TopK's health. Of bundles it reads what apps.collect and
-apps.entropy wrote, and makes figures, tables and index.html, a page that stands alone. See docs/report.md.
+apps.entropy wrote, and makes figures, tables and index.html, a page that stands alone; results=[...] adds what further
+analyses wrote (steering, tracing, ...). See docs/report.md.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ class ReportConfig:
     """Directories of runs (their dump_dir), in the order of the table."""
     bundles: list[str] = field(default_factory=list)
     """Bundles with entropies, or directories of such bundles; models, their controls and several checkpoints alike."""
+    results: list[str] = field(default_factory=list)
+    """Directories of further analyses of these models (steering, tracing, ...): sections of the page on neurons."""
     preset: Literal["recommended", "paper"] = "recommended"
     """Which of the bundles' entropies."""
     force: bool = False
@@ -41,6 +44,10 @@ class ReportConfig:
     def problems(self) -> Iterator[Problem]:
         if not self.runs and not self.bundles:
             yield Problem("runs", "is empty; give the directories of the runs to compare, runs=[a,b], or bundles=[c,d]")
+        if self.results and not self.bundles:
+            yield Problem(
+                "results", "are shown on the page on neurons: give the bundles of their models too, bundles=[c,d]"
+            )
         if not self.out:
             yield Problem("out", "is empty; give the directory of the report")
 
@@ -49,15 +56,20 @@ def main(config: ReportConfig) -> None:
     from rich.console import Console
 
     from topklm.report.neurons import read_measured, verdicts, write_neurons
+    from topklm.report.result import read_results
     from topklm.report.tables import rich_tables
 
-    runs, measured, problems = [], [], []
+    runs, measured, results, problems = [], [], [], []
     try:
         runs = read_runs(config.runs)
     except ConfigError as error:
         problems += error.problems
     try:
         measured = read_measured(config.bundles, config.preset, config.force)
+    except ConfigError as error:
+        problems += error.problems
+    try:
+        results = read_results(config.results)
     except ConfigError as error:
         problems += error.problems
     if problems:
@@ -68,7 +80,7 @@ def main(config: ReportConfig) -> None:
         console.print(rich_tables(comparison))
         written += write_report(comparison, runs, out)
     if measured:
-        written += write_neurons(measured, out)
+        written += write_neurons(measured, out, results)
         for statement in verdicts(measured):
             console.print(statement, highlight=False, markup=False, soft_wrap=True)
     console.print("written: " + ", ".join(map(str, written)), highlight=False, markup=False, soft_wrap=True)

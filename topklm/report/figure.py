@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 # Okabe and Ito's colour-blind safe palette, without its yellow, which is too pale on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", ":", "-.")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+"""One fewer than there are colours, so that models of one colour have other markers."""
 
 # Explicit, so that a reader's own style (dark, say) cannot make white text on white.
 STYLE: dict[Any, Any] = {
@@ -29,6 +31,8 @@ STYLE: dict[Any, Any] = {
 }  # fmt: skip
 
 _LINE_INCHES = 0.135
+_LEGEND_LINE = 0.2
+"""Inches of a line of a legend."""
 
 
 @contextmanager
@@ -92,6 +96,31 @@ def provenance(runs: Sequence[Run]) -> list[str]:
 def line_style(i: int) -> dict[str, Any]:
     """Colour and dashes of the i-th run: colours first, then the same again with other dashes."""
     return {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i // len(COLOURS) % len(DASHES)]}
+
+
+def legend_below(figure: Any, axes: Sequence[Any], columns: int, title: str = "") -> None:
+    """One legend for the lines of some panels, between the panels and the provenance at the bottom of a `framed`
+    figure, which becomes higher by as much as the legend needs."""
+    found = [axis.get_legend_handles_labels() for axis in axes]
+    handles, labels = ([each for pair in found for each in pair[i]] for i in (0, 1))
+    lines = -(-len(labels) // columns) + (title.count("\n") + 1 if title else 0)
+    (width, height), legend = figure.get_size_inches(), _LEGEND_LINE * lines + 0.15
+    higher = height + legend
+    figure.set_size_inches(width, higher)
+    layout = figure.get_layout_engine()
+    foot = layout.get()["rect"][1] * height
+    for text in figure.texts:  # places are shares of the height
+        text.set_y(text.get_position()[1] * height / higher)
+    layout.set(rect=(0, (foot + legend) / higher, 1, 1 - (foot + legend) / higher))
+    figure.legend(
+        handles, labels, loc="lower left", bbox_to_anchor=(0.0, foot / higher), ncols=columns, fontsize=9,
+        handlelength=3.5, borderaxespad=0.3, title=title or None, title_fontsize=9, alignment="left",
+    )  # fmt: skip
+
+
+def plain(text: str) -> str:
+    """Text for a legend, in which a dollar sign would begin a formula."""
+    return text.replace("$", r"\$")
 
 
 def save(figure: Figure, stem: Path, description: str) -> list[Path]:

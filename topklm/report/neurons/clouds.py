@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from topklm.report.figure import COLOURS, framed, house_style
-from topklm.report.neurons.look import basis, legend_below, plain
+from topklm.report.figure import COLOURS, framed, house_style, legend_below, plain
+from topklm.report.neurons.look import basis
 from topklm.report.neurons.read import Measured
 from topklm.report.neurons.series import newest
 

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from topklm.report.figure import framed, house_style
-from topklm.report.neurons.look import basis, legend_below, plain, style_of
+from topklm.report.figure import framed, house_style, legend_below, plain
+from topklm.report.neurons.look import basis, style_of
 from topklm.report.neurons.read import Measured
 from topklm.report.neurons.series import newest
 

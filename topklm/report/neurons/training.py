@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from topklm.report.figure import COLOURS, framed, house_style
-from topklm.report.neurons.look import MARKERS, basis, legend_below, plain
+from topklm.report.figure import COLOURS, MARKERS, framed, house_style, legend_below, plain
+from topklm.report.neurons.look import basis
 from topklm.report.neurons.read import Measured
 from topklm.report.neurons.series import over_training, runs_of
 

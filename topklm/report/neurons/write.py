@@ -12,12 +12,14 @@ from topklm.optional import require
 from topklm.report.figure import save
 from topklm.report.neurons.clouds import convergence_figure, density_figure
 from topklm.report.neurons.depth import depth_figure, silent_figure
-from topklm.report.neurons.page import Picture, Section, page
 from topklm.report.neurons.read import Measured, comparable
 from topklm.report.neurons.series import newest
-from topklm.report.neurons.tables import Table, bundle_table, csv_text, layer_table, markdown, neuron_tables
+from topklm.report.neurons.tables import bundle_table, layer_table, neuron_tables
 from topklm.report.neurons.training import training_figure
 from topklm.report.neurons.verdict import verdicts
+from topklm.report.page import Picture, Section, page
+from topklm.report.result import ReadResult
+from topklm.report.table import Table, csv_text, markdown
 
 FIGURES = {
     "entropy_depth": ("Entropy by depth", depth_figure,
@@ -34,9 +36,9 @@ FIGURES = {
 """Name of the files: title, what draws it, what it shows. The ways of drawing return None where there is nothing."""
 
 
-def write_neurons(measured: Sequence[Measured], out: Path) -> list[Path]:
+def write_neurons(measured: Sequence[Measured], out: Path, results: Sequence[ReadResult] = ()) -> list[Path]:
     """Write `index.html`, the figures (`.png`, `.svg`), `neurons.md`, `neurons.csv`, `layers.csv` and `bundles.csv` to
-    `out`; returns their paths, the page first.
+    `out`; returns their paths, the page first. The `results` of further analyses are sections of the page.
 
     Everything is made in a directory beside and only then moved; figures of an earlier report that this one does not
     have are removed. Raises `ConfigError` if matplotlib is missing or `out` cannot be written.
@@ -45,7 +47,7 @@ def write_neurons(measured: Sequence[Measured], out: Path) -> list[Path]:
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out, prefix=".making-") as making:
-            made = _make(measured, Path(making))
+            made = _make(measured, Path(making), results)
             for path in made:
                 os.replace(path, out / path.name)
     except OSError as error:
@@ -58,7 +60,7 @@ def write_neurons(measured: Sequence[Measured], out: Path) -> list[Path]:
     return [out / path.name for path in made]
 
 
-def _make(measured: Sequence[Measured], directory: Path) -> list[Path]:
+def _make(measured: Sequence[Measured], directory: Path, results: Sequence[ReadResult]) -> list[Path]:
     pictures, paths = [], []
     for stem, (title, draw, text) in FIGURES.items():
         if (drawn := draw(measured)) is not None:
@@ -73,6 +75,7 @@ def _make(measured: Sequence[Measured], directory: Path) -> list[Path]:
     ]
     sections = [
         Section("Figures", pictures=pictures),
+        *(result.section for result in results),
         Section("Neurons", folded=[(each.label, tables) for each, tables in neurons]),
         Section("Layers", tables=[layers]),
         Section("Provenance", tables=[bundles]),

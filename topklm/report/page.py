@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
-from topklm.report.neurons.tables import Table
+from topklm.report.table import Table
 
 # Colours of the figures, light and dark. Those of the palette stay but for black and the darkest blue.
 _COLOURS = {
@@ -64,6 +64,8 @@ class Section:
     tables: Sequence[Table] = ()
     folded: Sequence[tuple[str, Sequence[Table]]] = field(default=())
     """Tables behind a line that opens them."""
+    statements: Sequence[str] = ()
+    """What the part shows, above its figures."""
 
 
 def page(title: str, statements: Sequence[str], warnings: Sequence[str], sections: Sequence[Section]) -> str:
@@ -81,6 +83,7 @@ def page(title: str, statements: Sequence[str], warnings: Sequence[str], section
     figures = 0
     for i, section in enumerate(sections):
         parts.append(f"<section id=s{i}><h2>{escape(section.title)}</h2>")
+        parts += [f"<p class=says>{escape(text)}</p>" for text in section.statements]
         for picture in section.pictures:
             parts.append(_figure(picture, f"f{figures}-"))
             figures += 1
