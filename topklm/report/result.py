@@ -1,7 +1,7 @@
 """What an analysis leaves behind: figures, tables and statements in a directory that people and reports read.
 
-A directory holds `result.json` (what it is, its statements, provenance, tables and what `data` it computed), each figure
-as PNG and SVG, each table as CSV, and `<kind>.md` with all tables. `apps.report results=[...]` shows it on its page.
+A directory holds `result.json` (what it is, its statements, provenance, tables and the `data` that it computed), each
+figure as PNG and SVG, each table as CSV, and `<kind>.md` with all tables. `apps.report results=[...]` shows it.
 """
 
 from __future__ import annotations
