@@ -42,15 +42,16 @@ class Workplace:
         self.tmp = path.with_name(f"{path.name}.tmp")
         self.names = [part.name for part in meta.parts] or ["00"]
 
-    def is_done(self, overwrite: bool) -> bool:
-        """Rank 0: whether the bundle is there. Raises if something else is, unless it may be replaced."""
+    def is_done(self, overwrite: bool, any_parts: bool = False) -> bool:
+        """Rank 0: whether the bundle is there; with `any_parts` also if it is divided otherwise. Raises if something
+        else is, unless it may be replaced."""
         if (there := self._opened(self.tmp / "whole")) is not None and not self._differences(there.meta):
             self._give_name()
         if not self.path.exists():
             return False
         if overwrite and (there := self._opened(self.path)) is None:
             return False
-        different = self._differences(open_bundle(self.path).meta)
+        different = self._differences(open_bundle(self.path).meta, any_parts)
         if different and not overwrite:
             raise ConfigError(
                 f"{self.path} holds another collection ({'; '.join(different)}); give another directory (out=DIR), or "
@@ -202,12 +203,12 @@ class Workplace:
             if not path.name.split(".")[0].endswith(f"of{self.ranks.size}"):
                 shutil.rmtree(path)
 
-    def _differences(self, there: Meta) -> list[str]:
+    def _differences(self, there: Meta, any_parts: bool = False) -> list[str]:
         """How another meta's collection differs from this one; empty if it is the same."""
         different = self.meta.differences(there)
         if not different and self.meta.windows_sha256 != there.windows_sha256:
             different = [f"tokens: {self.meta.n_tokens:,} and {there.n_tokens:,}"]
-        if not different and self.meta.parts != there.parts:
+        if not different and not any_parts and self.meta.parts != there.parts:
             different = ["snapshots, halves: other parts"]
         return different
 

@@ -68,7 +68,9 @@ class _Collection:
 
     def run(self) -> Path:
         """Returns the directory of the bundle."""
-        if self.ranks.first(lambda: self.place.is_done(self.config.overwrite)):
+        # A history needs no snapshots and halves, but the newest checkpoint may have been collected with them.
+        any_parts = self.config.several and self.config.snapshots is None and self.config.halves is None
+        if self.ranks.first(lambda: self.place.is_done(self.config.overwrite, any_parts)):
             log.info("%s is there already", self.path)
             return self.path
         with self.place.held(self.config.overwrite):

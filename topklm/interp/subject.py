@@ -15,7 +15,7 @@ from topklm.checkpoint.load import LoadedConfig, stored_tokenizers
 from topklm.errors import CheckpointError, ConfigError, DataError, Problem
 from topklm.interp.collect_config import CollectConfig
 from topklm.model import Transformer, build_model
-from topklm.sparsity import set_alpha
+from topklm.sparsity import alpha_at, set_alpha
 
 log = logging.getLogger("topklm.interp")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
@@ -100,7 +100,7 @@ def bundle_path(config: CollectConfig, loaded: LoadedConfig) -> Path:
     cut = config.read_topk
     different = [
         "init" if config.init == "random" else "",
-        f"alpha{config.alpha:g}" if config.alpha is not None else "",
+        f"alpha{config.alpha:g}" if config.alpha is not None and config.alpha != _own_alpha(loaded) else "",
         config.site if config.site != "post" else "",
         f"read_topk{cut.k}{'' if cut.relu else '_signed'}{f'_tail{cut.n_dense_tail}' * bool(cut.n_dense_tail)}"
         if cut
@@ -111,6 +111,13 @@ def bundle_path(config: CollectConfig, loaded: LoadedConfig) -> Path:
     name = "-".join(["model" if loaded.step is None else f"{loaded.step:010d}", *filter(None, different)])
     directory = Path(config.out) if config.out is not None else _run_directory(loaded.path) / "bundles"
     return directory / name
+
+
+def _own_alpha(loaded: LoadedConfig) -> float | None:
+    """What the schedule has at the checkpoint's step; None if that is not known."""
+    if loaded.topk is None or loaded.topk.anneal_steps is None or loaded.step is None:
+        return None
+    return alpha_at(loaded.step, loaded.topk.anneal_steps)
 
 
 def _run_directory(checkpoint: Path) -> Path:

@@ -271,6 +271,14 @@ def test_every_checkpoint_of_a_run(tmp_path, data):
     assert [open_bundle(path).layer(0).kind for path in paths] == ["dense", "topk"]
     assert open_bundle(paths[0]).parts == []
     assert collect(CollectConfig(ckpt=str(run), ckpts=[10], tokens=80, out=str(tmp_path / "out")))[0] == paths[1]
+    pure = collect(CollectConfig(ckpt=str(run), ckpts="all", alpha=0.0, tokens=80, out=str(tmp_path / "out")))
+    assert [path.name for path in pure] == ["0000000005-alpha0", "0000000010"]  # the latter is pure by itself
+    # The newest was collected with its corpus sizes before: the history takes it as it is.
+    collect(CollectConfig(ckpt=str(files[1]), tokens=80, out=str(tmp_path / "all/0000000010")))
+    history = collect(CollectConfig(ckpt=str(run), ckpts="all", tokens=80, out=str(tmp_path / "all")))
+    assert [bool(open_bundle(path).parts) for path in history] == [False, True]
+    with pytest.raises(ConfigError, match="snapshots, halves: other parts"):
+        collect(CollectConfig(ckpt=str(run), ckpts="all", tokens=80, halves=False, out=str(tmp_path / "all")))
     (usual,) = collect(CollectConfig(ckpt=str(run), ckpts=[5], tokens=80))
     assert usual == run / "bundles" / "0000000005"
     with pytest.raises(ConfigError, match=r"ckpts: 7: not in .* which has 5, 10"):
