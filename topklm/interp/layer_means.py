@@ -24,6 +24,11 @@ class LayerMeans:
         """int64 [R] types that occurred at least `min_count` times, ascending: the rows of `columns`."""
         self.width = bundles[0].meta.model.dim
 
+    def density(self) -> np.ndarray:
+        """float64 [N] share of their tokens in which each neuron fired."""
+        fired = np.sum([bundle.layer(self._layer).stats.fired for bundle in self._bundles], axis=0)
+        return fired / sum(bundle.n_tokens for bundle in self._bundles)
+
     def blocks(self, only: np.ndarray | None = None, rows: int = 4096) -> Iterator[Block]:
         """(occurrences [r], sums [r, N]) of all types that occurred, each once; for `token_figures`. `only` [V] bool:
         of these types."""
