@@ -38,6 +38,7 @@ def test_statistics_are_those_of_the_cpu(kind, dtype):
                 alpha=alpha, cut=ReadTopK(k=8) if kind == "read" else None,
             )  # fmt: skip
             made.add(reading, TokenBatch.of(rows[tokens], positions[tokens], device))
+            made.add_runs(reading, reading.fired.to(torch.int16))
             made.add_next(reading.fired, reading.fired.roll(1, 0))
         found.append(made.stats(np.arange(V), np.ones(V, bool)))
     assert_equal(*found, rtol=1e-9)

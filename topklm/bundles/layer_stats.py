@@ -45,6 +45,10 @@ class LayerStats:
     """int64 [512, N] tokens by bin of the activation (`topklm.bundles.exponent`)."""
     fired_next: np.ndarray | None
     """int64 [N] tokens in which it fired here and its index fired in the next layer too; None in the last layer."""
+    fired_runs: np.ndarray | None = None
+    """int64 [layer + 1, N]; row r: tokens in which the neuron fired here and in the r layers before, and not in the one
+    before those (or there is none). So the rows add up to `fired`, and those from row d on are the tokens in which its
+    index fired in each of the layers `layer - d` to `layer`. None in bundles from before it was counted."""
     l0_histogram: np.ndarray | None
     """int64 [N + 1] tokens by the number of neurons that fired; None in a dense layer."""
     near_misses: np.ndarray | None

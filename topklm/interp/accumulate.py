@@ -51,6 +51,7 @@ class LayerAccumulator:
         self.last_fired = self._zeros(width) - 1
         self.histogram = self._zeros(N_CODES, width)  # the zeros of sparse readings are added in `stats`
         self.fired_next = self._zeros(width) if has_next else None
+        self.fired_runs: Tensor | None = self._zeros(layer + 1, width)
         self.cuts = CutAccumulator(width, settings.near_miss, device) if selects else None
         self.contexts = ContextAccumulator(width, settings.top_contexts, settings.sample_contexts, device)
         self._neuron = torch.arange(width, dtype=torch.int32, device=device)
@@ -72,6 +73,19 @@ class LayerAccumulator:
         """Count who fired here and in the next layer at the same tokens; bool [n, N] each."""
         if self.fired_next is not None:
             self.fired_next += _column_counts(fired & fired_next)
+
+    def add_runs(self, reading: LayerReading, runs: Tensor) -> None:
+        """Count in how many layers in a row each neuron has fired; `runs` integers [n, N], this layer being the last of
+        the row, 0 where it did not fire here."""
+        if self.fired_runs is None:
+            return
+        if isinstance(reading.values, Entries):  # nothing else has fired
+            token, neuron = reading.values.token, reading.values.neuron
+            cell = runs[token, neuron].int() * self.width + neuron
+        else:
+            cell = (runs.int() * self.width + self._neuron).view(-1)
+        counts = torch.bincount(cell, minlength=(self.layer + 2) * self.width)
+        self.fired_runs += counts.view(-1, self.width)[1:]
 
     def _add_all(self, x: Tensor, fired: Tensor, batch: TokenBatch) -> None:
         index = batch.rows[:, None].expand(-1, self.width)
@@ -147,6 +161,7 @@ class LayerAccumulator:
             last_fired=self.last_fired.cpu().numpy(),
             histogram=histogram,
             fired_next=None if self.fired_next is None else self.fired_next.cpu().numpy(),
+            fired_runs=None if self.fired_runs is None else self.fired_runs.cpu().numpy(),
             **(dict.fromkeys(CUT_FIELDS) if self.cuts is None else self.cuts.stats()),
             top=self.contexts.top,
             sample=self.contexts.sample,
@@ -157,9 +172,20 @@ class LayerAccumulator:
         for name, table in stats.tables.items():
             rows = torch.from_numpy(np.searchsorted(types, table.types)).to(self.device)
             self.tables[name][rows] = torch.from_numpy(table.rows).to(self.device)
-        for name in ("square_sum", "positive_sum", "maximum", "fired", "last_fired", "histogram", "fired_next"):
+        for name in (
+            "square_sum",
+            "positive_sum",
+            "maximum",
+            "fired",
+            "last_fired",
+            "histogram",
+            "fired_next",
+            "fired_runs",
+        ):
             if (value := getattr(stats, name)) is not None:
                 setattr(self, name, torch.from_numpy(np.array(value)).to(self.device))
+        if stats.fired_runs is None:  # a pass that was begun before it was counted
+            self.fired_runs = None
         if self.cuts is not None:
             self.cuts.load(stats)
         self.contexts.load(stats, n_tokens)

@@ -28,8 +28,9 @@ Piece = tuple[np.ndarray, np.ndarray, np.ndarray | None]
 class LayerPass:
     """The statistics of a group of layers, so far.
 
-    `plans`: how each layer of the model is read; `group`: the layers that are added up in this pass (the one after each
-    is read too, for who fires in both). `types` int64 [R], ascending: the token types that will occur.
+    `plans`: how each layer of the model is read; `group`: the layers that are added up in this pass (those before and
+    the one after are read too, for who fires in several in a row). `types` int64 [R], ascending: the token types that
+    will occur.
     """
 
     def __init__(
@@ -56,10 +57,10 @@ class LayerPass:
             )
             for layer in group
         }  # fmt: skip
-        self._watched = sorted({*group, *(layer + 1 for layer in group if layer < last)})
+        self._watched = range(min(max(group) + 1, last) + 1)
         self._batch = TokenBatch.of(np.empty(0, np.int64), np.empty(0, np.int64))
         self._executor: Executor = _AtOnce()
-        self._before: Future[Tensor] | None = None  # who fired in the layer that was read last
+        self._before: Future[tuple[Tensor, Tensor]] | None = None  # what `_count` made of the layer before
 
     def run(self, batches: Iterable[Piece]) -> Iterator[int]:
         """Add up batches; yields the number of windows of each when it is counted."""
@@ -84,18 +85,23 @@ class LayerPass:
         output: Tensor,
         pre: Tensor | None,
         activation: Activation | None,
-        before: Future[Tensor] | None,
-    ) -> Tensor:
-        """Add up one layer in one batch; returns who fired."""
+        before: Future[tuple[Tensor, Tensor]] | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Add up one layer in one batch. Returns who fired, bool [n, N], and in how many layers in a row so far, int16
+        [n, N]."""
         cut = self._plans[layer].cut
         reading = read_layer(output, pre, activation, alpha=self._alpha, site=self._site, cut=cut)
         if layer in self._accumulators:
             self._accumulators[layer].add(reading, self._batch)
+        runs = reading.fired.to(torch.int16)
         if before is not None:
-            fired_before = before.result()
-            if layer - 1 in self._accumulators:  # the layer after one that is counted is read next
+            fired_before, runs_before = before.result()
+            if layer - 1 in self._accumulators:
                 self._accumulators[layer - 1].add_next(fired_before, reading.fired)
-        return reading.fired
+            runs = (runs_before + 1) * runs
+        if layer in self._accumulators:
+            self._accumulators[layer].add_runs(reading, runs)
+        return reading.fired, runs
 
     def stats(self) -> Iterator[tuple[int, LayerStats]]:
         """(layer, statistics so far), layer by layer; write each before the next one and before `run` goes on."""

@@ -38,6 +38,9 @@ class Tokens:
     pre: np.ndarray | None = None
     """[n, N] what entered the selection; None in a dense layer"""
     selected: np.ndarray | None = None
+    runs: np.ndarray | None = None
+    """[n, N] in how many layers in a row, this one the last, the neuron fired; None: this is layer 0"""
+    layer: int = 0
     extra: dict = field(default_factory=dict)
 
     def __getitem__(self, rows):
@@ -80,6 +83,7 @@ def brute(tokens, vocab, settings=SETTINGS):
     maximum, last = np.full(width, -np.inf), np.full(width, -1)
     histogram, margins, l0 = np.zeros((N_CODES, width), np.int64), [], np.zeros(width + 1, np.int64)
     positive = {i: [] for i in range(width)}
+    runs = np.zeros((tokens.layer + 1, width), np.int64)
     for t in range(n):
         v, row = int(tokens.types[t]), tokens.values[t].astype(np.float64)
         l0[int(tokens.fired[t].sum())] += 1
@@ -95,6 +99,7 @@ def brute(tokens, vocab, settings=SETTINGS):
             maximum[i] = max(maximum[i], a)
             histogram[code(a if a else 0.0), i] += 1
             if f:
+                runs[0 if tokens.runs is None else tokens.runs[t, i] - 1, i] += 1
                 last[i] = max(last[i], tokens.positions[t])
                 if tokens.next_fired is not None:
                     c["fired_next"][i] += bool(tokens.next_fired[t, i])
@@ -130,6 +135,7 @@ def brute(tokens, vocab, settings=SETTINGS):
         tables={name: TokenTable(types=types, rows=tables[name][types]) for name in keep},
         **s, maximum=maximum, fired=c["fired"], last_fired=last, histogram=histogram,
         fired_next=None if tokens.next_fired is None else c["fired_next"],
+        fired_runs=runs,
         l0_histogram=l0 if sparse else None,
         near_misses=c["near_misses"] if sparse else None,
         margin_count=np.array([len(margins)]) if sparse else None,

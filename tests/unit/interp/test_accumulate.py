@@ -95,6 +95,7 @@ def feed(acc, kind, x, types, positions, next_fired, rows):
     output, pre, activation, alpha, site, cut = outputs(kind, x[rows][None])
     reading = read_layer(output, pre, activation, alpha=alpha, site=site, cut=cut)
     acc.add(reading, TokenBatch.of(types[rows], positions[rows]))
+    acc.add_runs(reading, reading.fired.to(torch.int16))
     acc.add_next(reading.fired, torch.from_numpy(next_fired[rows]))
     return reading
 

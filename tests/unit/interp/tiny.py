@@ -82,6 +82,14 @@ def selection(pre, k):
     return mask
 
 
+def _run(fired):
+    """How many of the last layers fired without a break."""
+    n = 0
+    while n < len(fired) and fired[-1 - n]:
+        n += 1
+    return n
+
+
 def reference(bundle, plan_windows, data, topk=SPARSE, alpha=0.0, site="post", cut=None, documents_of=None, **model):
     """{layer: LayerStats} of these windows of the bundle's model, by the equations."""
     config = dataclasses.replace(MODEL, **model)
@@ -113,6 +121,9 @@ def reference(bundle, plan_windows, data, topk=SPARSE, alpha=0.0, site="post", c
     found = {}
     for i, tokens in enumerate(made):
         tokens.next_fired = made[i + 1].fired if i + 1 < len(made) else None
+        tokens.layer = i
+        tokens.runs = np.array([[_run([made[j].fired[t, n] for j in range(i + 1)]) for n in range(config.dim)]
+                                for t in range(len(types))])  # fmt: skip
         stats = brute(tokens, V, bundle.meta.settings)
         if tokens.pre is not None and bundle.layer(i).kind == "dense":  # the definition's tables are a TopK layer's
             as_dense = Tokens(types, positions, tokens.values, tokens.fired)
