@@ -34,6 +34,11 @@ for twin in dense topk; do
     collect "ckpt=runs/quickstart/$twin$size" init=random
 done
 collect "ckpt=runs/quickstart/dense$size" "read_topk={k: $k}"
+
+echo "== histories: the same over training, while annealing at the checkpoints' own alpha and at 0"
+for twin in dense topk; do collect "ckpt=runs/quickstart/$twin$size" ckpts=all; done
+collect "ckpt=runs/quickstart/topk$size" ckpts=all alpha=0
+
 bundles=(runs/quickstart/{dense,topk}"$size"/bundles/*/meta.json)
 bundles=("${bundles[@]%/meta.json}")
 python -m apps.entropy "${bundles[@]/#/bundle=}"

@@ -48,7 +48,8 @@ def convergence_table(found: dict[str, Any]) -> Table:
     rows = found["convergence"]
     sizes = sorted({row["tokens"] for row in rows})
     table = _table(
-        "mean token entropy by corpus size; limit: extrapolated; split half: mean |difference| of two halves"
+        "mean token entropy by corpus size, of the neurons that have one at every size; limit: extrapolated; "
+        "split half: mean |difference| of two halves"
     )
     for column in ("layer", *(f"{size:,}" for size in sizes), "limit", "split half"):
         table.add_column(column, justify="right", no_wrap=True)

@@ -61,8 +61,8 @@ def framed(title: str, lines: Sequence[str], height: float, width: float = 8.0) 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    # 18 characters of 7 points fit an inch, also those of long paths.
-    wrapped = [part for line in lines for part in textwrap.wrap(line, int(18 * width), subsequent_indent="    ")]
+    # 16 characters of 7 points fit an inch, also where they are the digits of hashes, which are wide.
+    wrapped = [part for line in lines for part in textwrap.wrap(line, int(16 * width), subsequent_indent="    ")]
     foot = _LINE_INCHES * (len(wrapped) + 2)
     height += foot
     figure = Figure(figsize=(width, height))

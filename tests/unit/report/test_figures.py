@@ -11,6 +11,7 @@ from tests.unit.report.conftest import PROVENANCE, TOPK
 from topklm.errors import ConfigError
 from topklm.report import compare, read_run, read_runs, write_report
 from topklm.report.curves import annealed_until, health_curves, smooth, training_curves
+from topklm.report.figure import framed, house_style
 
 matplotlib = pytest.importorskip("matplotlib")
 
@@ -158,3 +159,11 @@ def test_importing_the_report_loads_neither_torch_nor_matplotlib():
     code = "import sys, topklm.report; print([m for m in ('torch', 'matplotlib') if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_lines_of_hashes_stay_inside_a_figure():
+    """Digits are wider than most letters."""
+    with house_style():
+        figure = framed("Title", [" ".join(f"{i}00 (0{i}dc00a5d03db)," for i in range(40))], 2.0)
+        figure.canvas.draw()
+    assert max(text.get_window_extent().x1 for text in figure.texts) <= figure.canvas.get_width_height()[0]

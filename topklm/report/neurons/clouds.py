@@ -89,7 +89,7 @@ def convergence_figure(measured: Sequence[Measured]) -> tuple[Figure, str] | Non
         )
         axes[0].errorbar([], [], yerr=[], label="split-half error", linestyle="none", capsize=3, **grey)
         title = "mean over the neurons with an entropy at every size; types that occurred at least "
-        title += f"{shown[0].min_count} times at each size"
+        title += f"{shown[0].min_count} times in all tokens"
         legend_below(figure, axes[:1], 4, title)
     return figure, "\n".join(lines)
 
