@@ -112,6 +112,7 @@ def _prefill(model: Transformer, rows: list[Row]) -> tuple[Tensor, KVCache]:
     weight = model.head_weight
     capacity = max(len(row.prompt_ids) + row.room for row in rows)
     cache = KVCache(model.config, len(prompts), capacity, device=weight.device, dtype=weight.dtype)
+    cache.prompt_lengths = torch.tensor([len(ids) for ids in prompts.values()], device=weight.device)
     longest = max(map(len, prompts.values()))
     padded = torch.zeros(len(prompts), longest, dtype=torch.int64)
     for i, ids in enumerate(prompts.values()):

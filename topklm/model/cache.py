@@ -33,6 +33,8 @@ class KVCache:
         self._filled = [0] * batch
         self.rope: tuple[Tensor, Tensor] | None = None
         """cos and sin of every position, [capacity, d / 2], which the model leaves here at its first pass."""
+        self.prompt_lengths: Tensor | None = None
+        """int64 [B] tokens of each row's prompt, where whoever fills the cache tells; the model does not need them."""
         shape = (batch, config.kv_heads, capacity, config.head_width)
         self.layers = [LayerCache(shape, device, dtype) for _ in range(config.n_layers)]
 
@@ -59,7 +61,7 @@ class KVCache:
         rows = torch.arange(batch, device=self.lengths.device)[:, None]
         where = (slice(None), slice(longest, longest + length)) if even else (rows, positions)
         for layer in self.layers:
-            layer.open(where, longest + length)
+            layer.open(where, longest + length, positions, self.prompt_lengths)
         if even and (longest == 0 or length == 1):
             return positions, None
         slots = torch.arange(longest + length, device=self.lengths.device)
@@ -88,6 +90,8 @@ class KVCache:
         for layer in self.layers:
             layer.select(rows, longest)
         self.lengths = torch.tensor(self._filled, dtype=torch.int64, device=self.lengths.device)
+        if self.prompt_lengths is not None:
+            self.prompt_lengths = self.prompt_lengths[list(rows)]
 
 
 class LayerCache:
@@ -98,9 +102,13 @@ class LayerCache:
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
 
-    def open(self, where: tuple[Any, Any], end: int) -> None:
-        """The next tokens go to the rows and slots `where`; the longest row ends before slot `end` then."""
+    def open(self, where: tuple[Any, Any], end: int, positions: Tensor, prompt_lengths: Tensor | None) -> None:
+        """The next tokens go to the rows and slots `where`; the longest row ends before slot `end` then.
+
+        Their `positions` [B, T] and the rows' `prompt_lengths` [B] are kept for who changes a block by position.
+        """
         self._where, self._end = where, end
+        self.positions, self.prompt_lengths = positions, prompt_lengths
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write k and v [B, H_kv, T, d]; all keys and values up to the longest row's, [B, H_kv, S, d]."""
