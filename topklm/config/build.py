@@ -116,7 +116,7 @@ class _Builder:
                 if _is_a(option, value):
                     return self.value(option, value, path)
             return self.refuse(path, f"{value!r} is not {' or '.join(_name(o) for o in options)}")
-        if value is None:
+        if value is None and hint is not Any:
             return self.refuse(path, f"is null, but must be {_name(hint)}")
         if origin is Literal:
             if value in args and any(type(value) is type(a) for a in args):

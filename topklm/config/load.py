@@ -34,7 +34,7 @@ def load_config(schema: type[T], args: Sequence[str]) -> T:
     if len(files) > 1:
         problems.append(Problem("config", f"given {len(files)} times; give one file"))
     # The defaults come first, so that interpolations see them and a dotlist key meets a null section as null.
-    tree = _overlay(to_dict(schema()), read_yaml(Path(files[0])) if files else {})
+    tree = overlay(to_dict(schema()), read_yaml(Path(files[0])) if files else {})
     verbatim = {}
     for arg in args:
         key, eq, text = arg.partition("=")
@@ -43,10 +43,10 @@ def load_config(schema: type[T], args: Sequence[str]) -> T:
         elif key != "config" or not eq:
             problems += _apply(tree, arg)
     try:
-        data: Any = OmegaConf.to_container(OmegaConf.create(tree), resolve=True)
-    except OmegaConfBaseException as error:
-        problems.append(Problem("", f"an interpolation cannot be resolved: {error}"))
-        data = OmegaConf.to_container(OmegaConf.create(tree))
+        data = resolved(tree)
+    except ConfigError as error:
+        problems += error.problems
+        data = tree
     data |= verbatim  # after the interpolations, of which it has none
     unused: list[Problem] = []
     try:
@@ -59,6 +59,15 @@ def load_config(schema: type[T], args: Sequence[str]) -> T:
     if problems:
         raise ConfigError(problems)
     return config
+
+
+def resolved(tree: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a tree with every `${other.key}` replaced by what it refers to. Raises `ConfigError`."""
+    try:
+        data: Any = OmegaConf.to_container(OmegaConf.create(tree), resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError([Problem("", f"an interpolation cannot be resolved: {error}")]) from None
+    return data
 
 
 def _by_reason(unused: list[Problem]) -> Iterator[str]:
@@ -85,7 +94,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         following = None if base is None else following.parent / str(base)
     tree: dict[str, Any] = {}
     for layer in reversed(layers):
-        tree = _overlay(tree, layer)
+        tree = overlay(tree, layer)
     return tree
 
 
@@ -125,8 +134,14 @@ def _apply(data: dict[str, Any], arg: str) -> list[Problem]:
         value = parsed["value"] if text else ""
     except (YAMLError, OmegaConfBaseException):
         return [Problem(key, f"{text!r} is not valid YAML; quote it")]
+    return put(data, key, value)
+
+
+def put(tree: dict[str, Any], key: str, value: Any) -> list[Problem]:
+    """Set one dotted key in a tree, as `key=value` on the command line does: a mapping takes the place of a section.
+    Returns why it cannot be."""
     *parents, leaf = key.split(".")
-    node = data
+    node = tree
     for depth, name in enumerate(parents):
         section = ".".join(parents[: depth + 1])
         if node.get(name, {}) is None:
@@ -134,7 +149,7 @@ def _apply(data: dict[str, Any], arg: str) -> list[Problem]:
             return [
                 Problem(
                     key,
-                    f"the section {section} is null here; give a whole section, {section}={{{inner}: {text}}}",
+                    f"the section {section} is null here; give a whole section, {section}={{{inner}: {value}}}",
                 )
             ]
         node = node.setdefault(name, {})
@@ -144,7 +159,8 @@ def _apply(data: dict[str, Any], arg: str) -> list[Problem]:
     return []
 
 
-def _overlay(base: Any, top: Any) -> Any:
+def overlay(base: Any, top: Any) -> Any:
+    """`top` over `base`, key by key, as a file lies over its `base`; neither is changed."""
     if isinstance(base, dict) and isinstance(top, dict):
-        return {**base, **{key: _overlay(base.get(key), value) for key, value in top.items()}}
+        return {**base, **{key: overlay(base.get(key), value) for key, value in top.items()}}
     return top
