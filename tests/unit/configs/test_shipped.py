@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.configs import paper_hours
 from topklm.config import load_config
 from topklm.data.prepare_config import PrepareConfig
 from topklm.model import build_model
@@ -66,3 +67,15 @@ def test_the_retrofits_differ_from_their_twins_in_the_topk_alone():
         assert sparse.init_from == "exports/smollm2"
         assert sparse.topk is not None
         assert dense == dataclasses.replace(sparse, topk=None)
+
+
+def test_the_hours_of_the_reproduction_are_those_of_the_configurations():
+    """Independent of the package's count: 6 per weight that multiplies, 12 L S D for attention, 20,000 x 512 x 2,048."""
+    text = (ROOT / "docs" / "reproduce.md").read_text()
+    told = [line for line in text.splitlines() if line.startswith("| `topk_")]
+    assert told == paper_hours.lines()
+    assert f"All six pairs: {paper_hours.all_pairs()} hours" in text
+    flops = 6 * (168.3e6 - 32_000 * 1024) + 12 * 8 * 2048 * 1024
+    hours = 20_000 * 512 * 2048 * flops / (8 * 989.5e12 * 0.45) / 3600
+    (first,) = [line for line in told if "`topk_d1024_l8`" in line]
+    assert first.split("|")[5].strip() == f"{hours:.1f}"
