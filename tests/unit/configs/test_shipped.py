@@ -70,7 +70,7 @@ def test_the_retrofits_differ_from_their_twins_in_the_topk_alone():
 
 
 def test_the_hours_of_the_reproduction_are_those_of_the_configurations():
-    """Independent of the package's count: 6 per weight that multiplies, 12 L S D for attention, 20,000 x 512 x 2,048."""
+    """Independent of the package's count: 6 per weight that multiplies, 12 L S D for attention."""
     text = (ROOT / "docs" / "reproduce.md").read_text()
     told = [line for line in text.splitlines() if line.startswith("| `topk_")]
     assert told == paper_hours.lines()
