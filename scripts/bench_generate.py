@@ -25,7 +25,7 @@ from topklm.generate import SamplingConfig, generate
 from topklm.model import KVCache, ModelConfig, Transformer, build_model
 from topklm.sparsity import TopKConfig
 from topklm.sparsity.patch import sparse_states
-from topklm.sparsity.registry import Activation
+from topklm.sparsity.activation import Activation
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

@@ -25,7 +25,7 @@ from topklm.optional import require
 from topklm.sparsity.patch import sparse_states
 
 if TYPE_CHECKING:
-    from topklm.sparsity.registry import Activation
+    from topklm.sparsity.activation import Activation
 
 
 @dataclass(frozen=True, kw_only=True)

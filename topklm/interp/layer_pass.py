@@ -18,7 +18,7 @@ from topklm.interp.reading import read_layer
 from topklm.interp.tap import tap
 from topklm.interp.token_batch import TokenBatch
 from topklm.model import Transformer
-from topklm.sparsity.registry import Activation
+from topklm.sparsity.activation import Activation
 
 T = TypeVar("T")
 Piece = tuple[np.ndarray, np.ndarray, np.ndarray | None]

@@ -12,8 +12,8 @@ from torch import Tensor
 from topklm.bundles.exponent import N_CODES
 from topklm.errors import Problem
 from topklm.sparsity import select
-from topklm.sparsity.annealing import TopKActivation
-from topklm.sparsity.registry import Activation
+from topklm.sparsity.activation import Activation
+from topklm.sparsity.activations.topk import TopKActivation
 
 
 @dataclass(frozen=True, kw_only=True)

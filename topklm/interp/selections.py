@@ -10,7 +10,7 @@ from torch import Tensor
 from topklm.interp.tap import tap
 from topklm.model import Transformer
 from topklm.sparsity.patch import STATE
-from topklm.sparsity.registry import Activation
+from topklm.sparsity.activation import Activation
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from topklm.errors import ConfigError
 from topklm.sparsity.blocks import find_blocks
 from topklm.sparsity.patch import sparse_states
-from topklm.sparsity.registry import Activation
+from topklm.sparsity.activation import Activation
 
 See = Callable[[int, Tensor, Tensor | None, Activation | None], None]
 """see(layer, output [B, T, D], pre [B, T, D], activation): both last are None for a dense block."""

@@ -1,21 +1,29 @@
 """The idea: blocks whose residual stream keeps only some of its entries."""
 
+import topklm.sparsity.activations  # noqa: F401 - registers every activation
 from topklm.sparsity.annealing import annealed_topk
 from topklm.sparsity.config import TopKConfig, alpha_at
 from topklm.sparsity.health import Health, record_health
-from topklm.sparsity.patch import get_alpha, set_alpha, sparsify
-from topklm.sparsity.selection import SAVED_OPS, select, topk
+from topklm.sparsity.masks import above, top_mask
+from topklm.sparsity.patch import activation_tensors, activations_of, get_alpha, measure_readers, set_alpha, sparsify
+from topklm.sparsity.saved import SAVED_OPS
+from topklm.sparsity.selection import select, topk
 
 __all__ = [
     "SAVED_OPS",
     "Health",
     "TopKConfig",
+    "above",
+    "activation_tensors",
+    "activations_of",
     "alpha_at",
     "annealed_topk",
     "get_alpha",
+    "measure_readers",
     "record_health",
     "select",
     "set_alpha",
     "sparsify",
+    "top_mask",
     "topk",
 ]

@@ -6,17 +6,13 @@ the backward: the indices of the selection, complemented (negative) where the gr
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from topklm.errors import ConfigError
-from topklm.sparsity.registry import register
-from topklm.sparsity.selection import check_k, select, topk
-
-if TYPE_CHECKING:
-    from topklm.sparsity.config import TopKConfig
+from topklm.sparsity.selection import check_k, select
 
 
 def _index(record: Tensor) -> Tensor:
@@ -85,30 +81,3 @@ def annealed_topk(x: Tensor, k: int, alpha: Tensor, form: str = "blend") -> Tens
     if form == "relu":
         return _Identity.apply(x, alpha, k)[0].relu()
     raise ConfigError(f"anneal_form {form!r} is not one of blend, identity, relu")
-
-
-@register("topk")
-class TopKActivation:
-    """The paper's activation, per token: TopK at alpha = 0, one of the annealed forms before."""
-
-    def __init__(self, cfg: TopKConfig) -> None:
-        self.k = cfg.k
-        self.form = cfg.anneal_form
-        self.nonlinearity = "identity" if cfg.anneal_form == "identity" else "relu"
-
-    def __call__(self, x: Tensor, alpha: Tensor | None) -> Tensor:
-        if alpha is None:
-            return topk(x, self.k, self.nonlinearity)
-        return annealed_topk(x, self.k, alpha, self.form)
-
-    def selected(self, x: Tensor) -> Tensor:
-        check_k(x, self.k)
-        index = select(x.detach(), self.k).long()
-        return torch.zeros_like(x, dtype=torch.bool).scatter(-1, index, True)
-
-    def margin(self, x: Tensor) -> Tensor:
-        check_k(x, self.k)
-        if self.k == x.shape[-1]:
-            return torch.full_like(x[..., 0], torch.nan)
-        values = torch.topk(x.detach(), self.k + 1, dim=-1).values.to(torch.promote_types(x.dtype, torch.float32))
-        return values[..., -2] - values[..., -1]

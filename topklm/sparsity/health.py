@@ -23,7 +23,7 @@ from topklm.errors import ConfigError
 from topklm.sparsity.patch import STATE, sparse_states
 
 if TYPE_CHECKING:
-    from topklm.sparsity.registry import Activation
+    from topklm.sparsity.activation import Activation
 
 
 class _Layer:

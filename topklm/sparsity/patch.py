@@ -14,32 +14,38 @@ from __future__ import annotations
 import copyreg
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from topklm.errors import ConfigError
+from topklm.sparsity.activation import Activation
 from topklm.sparsity.blocks import check_untouched, find_blocks, stream_dim
 from topklm.sparsity.config import TopKConfig
 from topklm.sparsity.live_config import refuse_own_topk, write_alpha, write_topk
+from topklm.sparsity.readers import readers_of
 from topklm.sparsity.registry import build_activation
 
 STATE = "_topk"
 """Attribute of a block that holds the model's `SparseState`; the plain object is in no state dict."""
+ACTIVATION = "_topk_activation"
+"""Attribute of a block that holds its own `Activation`, with the block's k and thresholds; in no state dict either."""
 
 
 class SparseState:
-    """What the sparse blocks of one model share: the activation and alpha.
+    """What the sparse blocks of one model share: the configuration and alpha. Each has an `Activation` of its own.
 
     `alpha` is a 0-d fp32 tensor on the CPU, whatever the model's device. Kernels on other devices get it as an
     argument by value when they are launched (eager and Inductor both do), so no kernel in flight can see a later
     value, no step copies anything, and no sync is needed. It is no buffer: `to_empty` and `.to(bf16)` pass it by.
     """
 
-    def __init__(self, cfg: TopKConfig) -> None:
+    def __init__(self, cfg: TopKConfig, activations: Sequence[Activation]) -> None:
         self.cfg = cfg
-        self.activation = build_activation(cfg)
+        self.activations = tuple(activations)
+        self.trains_differently = any(activation.trains_differently for activation in activations)
         self.alpha = torch.zeros((), dtype=torch.float32, device="cpu")
         self.value = 0.0
         # The only thing that a compiled graph depends on: one graph for annealing, one for pure TopK.
@@ -47,9 +53,14 @@ class SparseState:
         self.recorder: Any = None  # of health.py, while it records
 
     def __call__(self, block: nn.Module, x: Tensor) -> Tensor:
+        """The block's activation on its pre-activation x [B, T, D]: the seam for whoever calls it otherwise."""
+        activation = block.__dict__[ACTIVATION]
         if self.recorder is not None:
-            self.recorder.see(block, self.activation, x)
-        return self.activation(x, self.alpha if self.annealing else None)
+            self.recorder.see(block, activation, x)
+        alpha = self.alpha if self.annealing else None
+        if self.trains_differently and block.training and torch.is_grad_enabled():
+            return activation.in_training(x, alpha)
+        return activation(x, alpha)
 
 
 def _new_sparse(base: Any, *args: Any) -> nn.Module:
@@ -71,8 +82,15 @@ def sparse_class(base: Any) -> Any:
         return self._topk(self, out)
 
     def extra_repr(self: Any) -> str:
-        cfg = self._topk.cfg
-        return ", ".join(filter(None, (base.extra_repr(self), f"activation={cfg.activation}, k={cfg.k}")))
+        return ", ".join(filter(None, (base.extra_repr(self), self.__dict__[ACTIVATION].describe())))
+
+    def apply_to_tensors(self: Any, fn: Any, *args: Any, **kwargs: Any) -> Any:
+        # `.to`, `.cuda`, `to_empty`: state goes along to the device, and keeps its dtype and its values.
+        base._apply(self, fn, *args, **kwargs)
+        activation = self.__dict__[ACTIVATION]
+        if activation.state_names:
+            activation.to(fn(torch.empty(0, device="cpu")).device)
+        return self
 
     def reduce_ex(self: Any, protocol: Any) -> Any:
         # The class lives in no module: pickle and deepcopy make it again from its base.
@@ -82,8 +100,8 @@ def sparse_class(base: Any) -> Any:
         return (make, args, *rest)
 
     seam = {"residual_seam": residual_seam} if hasattr(base, "residual_seam") else {"forward": forward}
-    members = {**seam, "extra_repr": extra_repr, "__reduce_ex__": reduce_ex, "__doc__": base.__doc__}
-    cls = type(f"TopK{base.__name__}", (base,), {**members, "__module__": base.__module__})
+    members = {**seam, "extra_repr": extra_repr, "__reduce_ex__": reduce_ex, "_apply": apply_to_tensors}
+    cls = type(f"TopK{base.__name__}", (base,), {**members, "__doc__": base.__doc__, "__module__": base.__module__})
     return cls
 
 
@@ -102,7 +120,8 @@ def sparsify(model: nn.Module, cfg: TopKConfig | None, blocks: nn.ModuleList | s
         return model
     refuse_own_topk(model)
     stack = find_blocks(model, blocks)
-    problems = [*cfg.problems(), *cfg.problems_for(stream_dim(model, stack), len(stack))]
+    dim = stream_dim(model, stack)
+    problems = [*cfg.problems(), *cfg.problems_for(dim, len(stack))]
     if problems:
         raise ConfigError(problems)
     if sparse_states(model):
@@ -110,12 +129,15 @@ def sparsify(model: nn.Module, cfg: TopKConfig | None, blocks: nn.ModuleList | s
     check_untouched(model, stack)
     n_sparse = len(stack) - cfg.n_dense_tail
     if n_sparse:
-        state = SparseState(cfg)
-        for block in stack[:n_sparse]:
-            block.__dict__[STATE] = state
+        activations = [build_activation(cfg, dim, layer) for layer in range(n_sparse)]
+        state = SparseState(cfg, activations)
+        for block, activation in zip(stack[:n_sparse], activations, strict=True):
+            block.__dict__[STATE], block.__dict__[ACTIVATION] = state, activation
             base: Any = type(block)
             block.__class__ = sparse_class(base)
         write_topk(model, cfg)
+        if not any(parameter.is_meta for parameter in model.parameters()):
+            measure_readers(model)
     return model
 
 
@@ -141,6 +163,8 @@ def set_alpha(model: nn.Module, value: float) -> None:
             state.alpha.fill_(value)
         state.value = value
         state.annealing = bool(state.alpha)  # as fp32 sees it: 1e-46 is 0
+        for activation in state.activations:
+            activation.at(value)
     write_alpha(model, value)
 
 
@@ -148,3 +172,34 @@ def get_alpha(model: nn.Module) -> float | None:
     """The alpha that was set last, or None for a model without sparse blocks. No sync."""
     states = sparse_states(model)
     return states[0].value if states else None
+
+
+def activations_of(model: nn.Module) -> list[Activation]:
+    """Of the sparse blocks, in their order; block i has number i. Empty for a dense model."""
+    return [module.__dict__[ACTIVATION] for module in model.modules() if ACTIVATION in module.__dict__]
+
+
+def activation_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Thresholds and norms of the activations by name, `layers.<i>.<name>`: the tensors themselves, fp32.
+
+    They are no part of the model's state dict, so that dense and sparse checkpoints load into each other; a checkpoint
+    has them beside it. Empty for activations without state, such as topk.
+    """
+    return {
+        f"layers.{i}.{name}": tensor
+        for i, activation in enumerate(activations_of(model))
+        for name, tensor in activation.tensors().items()
+    }
+
+
+@torch.no_grad()
+def measure_readers(model: nn.Module) -> None:
+    """Tell each activation that wants to know (normtopk) what reads its block's stream next; every rank calls it.
+
+    `sparsify` does it where the weights are there, training at defined steps. Weights that change otherwise (loading
+    others by hand) call for it again; `load_model` takes what the checkpoint holds.
+    """
+    activations = activations_of(model)
+    if any(type(activation).readers is not Activation.readers for activation in activations):
+        for activation, (matrices, gains) in zip(activations, readers_of(model), strict=False):
+            activation.readers(matrices, gains)

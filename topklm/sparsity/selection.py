@@ -104,7 +104,7 @@ def select(x: Tensor, k: int) -> Tensor:
     """Indices of the k entries that are kept: x [..., D] to [..., k], int16 (int32 above D = 32,768), any order.
 
     One opaque op, so that every way to run a block (eager, compiled, recomputed) has the same selection, and so
-    that activation checkpointing can keep its small result: see `SAVED_OPS`.
+    that activation checkpointing can keep its small result: see `SAVED_OPS` in the package.
     """
     return select_rows(x, k)
 
@@ -112,11 +112,6 @@ def select(x: Tensor, k: int) -> Tensor:
 @select.register_fake
 def _(x: Tensor, k: int) -> Tensor:
     return x.new_empty((*x.shape[:-1], k), dtype=record_dtype(x.shape[-1]))
-
-
-SAVED_OPS = (torch.ops.topklm.select.default,)
-"""Ops whose results activation checkpointing must save (`CheckpointPolicy.MUST_SAVE`, or the op list of
-`create_selective_checkpoint_contexts`): a selection that is computed again in the backward could be another one."""
 
 
 def check_k(x: Tensor, k: int) -> None:

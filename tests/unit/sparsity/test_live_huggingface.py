@@ -155,5 +155,6 @@ def test_the_section_is_plain_json(live, tmp_path):
     live.save_pretrained(tmp_path)
     written = json.loads((tmp_path / "config.json").read_text())
     assert written["model_type"] == "llama"
-    assert written["topk"] == {"activation": "topk", "k": 5, "n_dense_tail": 1, "anneal_form": "blend",
-                               "anneal_ratio": 0.5, "anneal_steps": None, "alpha": 0.0}  # fmt: skip
+    assert written["topk"] == {"activation": "topk", "k": 5, "k_per_layer": None, "n_dense_tail": 1,
+                               "anneal_form": "blend", "anneal_ratio": 0.5, "anneal_steps": None, "schedule": "mask",
+                               "gradient": "plain", "options": {}, "alpha": 0.0}  # fmt: skip

@@ -1,0 +1,49 @@
+"""`topk`: the k largest entries by signed value (TopK Language Models, arXiv 2506.21468, Eq. 1-3)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from topklm.sparsity.annealing import annealed_topk
+from topklm.sparsity.counted import Counted
+from topklm.sparsity.registry import register
+from topklm.sparsity.selection import check_k, select, topk
+
+if TYPE_CHECKING:
+    from topklm.sparsity.config import TopKConfig
+
+
+@register("topk")
+class TopKActivation(Counted):
+    """The paper's activation, per token: TopK at alpha = 0, one of the annealed forms before.
+
+    With one k for all blocks it has indices for masks, which is faster and keeps 2 k bytes for the backward instead of
+    D. With `k_per_layer` or `schedule: k` the number is a tensor, so that all blocks stay one compiled graph.
+    """
+
+    def __init__(self, cfg: TopKConfig, dim: int | None = None, layer: int = 0) -> None:
+        super().__init__(cfg, dim, layer)
+        self.nonlinearity = "identity" if cfg.anneal_form == "identity" else "relu"
+        self._one_k = cfg.k_per_layer is None
+
+    def apply(self, x: Tensor, alpha: Tensor | None) -> Tensor:
+        if not self._one_k or (self.shrinks and alpha is not None):
+            return super().apply(x, alpha)
+        if alpha is None:
+            return topk(x, self.k, self.nonlinearity)
+        return annealed_topk(x, self.k, alpha, self.form)
+
+    def selected(self, x: Tensor) -> Tensor:
+        check_k(x, self.k)
+        index = select(x.detach(), self.k).long()
+        return torch.zeros_like(x, dtype=torch.bool).scatter(-1, index, True)
+
+    def margin(self, x: Tensor) -> Tensor:
+        check_k(x, self.k)
+        if self.k == x.shape[-1]:
+            return torch.full_like(x[..., 0], torch.nan)
+        values = torch.topk(x.detach(), self.k + 1, dim=-1).values.to(torch.promote_types(x.dtype, torch.float32))
+        return values[..., -2] - values[..., -1]
