@@ -52,6 +52,11 @@ class SparseState:
         self.annealing = False
         self.recorder: Any = None  # of health.py, while it records
 
+    @property
+    def activation(self) -> Activation:
+        """That of the first sparse block: of all of them, where they differ in nothing."""
+        return self.activations[0]
+
     def __call__(self, block: nn.Module, x: Tensor) -> Tensor:
         """The block's activation on its pre-activation x [B, T, D]: the seam for whoever calls it otherwise."""
         activation = block.__dict__[ACTIVATION]
