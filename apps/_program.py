@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, NoReturn, TextIO, TypeVar
 
 from topklm.config import describe, load_config
@@ -13,6 +15,8 @@ from topklm.errors import ConfigError, Problem, TopklmError
 
 if TYPE_CHECKING:
     import torch
+
+    from topklm.ranks import Ranks
 
 log = logging.getLogger("topklm")
 T = TypeVar("T")
@@ -66,6 +70,34 @@ def torch_dtype(name: Dtype) -> torch.dtype:
     import torch
 
     return {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+
+
+@contextmanager
+def job(device: Literal["auto", "cpu", "cuda"], timeout_minutes: float, nccl: bool = False) -> Iterator[Ranks]:
+    """This process among torchrun's ranks, each with a GPU of its own where there is one, or alone.
+
+    They talk by gloo, since they exchange files and small objects; with `nccl` tensors on GPUs go by NCCL.
+    """
+    import torch
+    import torch.distributed as dist
+
+    from topklm.ranks import Ranks
+    from topklm.train.parallel import world_from_env
+
+    world = world_from_env()
+    found = (
+        world.device if device == "auto" else torch_device(f"cuda:{world.local_rank}" if device == "cuda" else device)
+    )
+    if found.type == "cuda":
+        torch.cuda.set_device(found)
+    if world.size > 1:
+        backend = "cpu:gloo,cuda:nccl" if nccl and found.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+    try:
+        yield Ranks(world.rank, world.size, found)
+    finally:
+        if world.size > 1:
+            dist.destroy_process_group()
 
 
 def _leave(code: int) -> NoReturn:

@@ -13,13 +13,8 @@ from __future__ import annotations
 if __package__ != "apps":
     raise SystemExit("start it from the repository's root: python -m apps.collect ckpt=PATH")
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import timedelta
-
-from apps._program import run, torch_device
+from apps._program import job, run
 from topklm.interp import CollectConfig, collect
-from topklm.interp.ranks import Ranks
 
 
 def main(config: CollectConfig) -> None:
@@ -28,7 +23,7 @@ def main(config: CollectConfig) -> None:
     from topklm.bundles import open_bundle
     from topklm.interp.summary import summary_table
 
-    with job(config) as ranks:
+    with job(config.device, config.timeout_minutes) as ranks:
         paths = collect(config, ranks)
     if not ranks.is_first:
         return
@@ -40,28 +35,6 @@ def main(config: CollectConfig) -> None:
             console.print(
                 f"selections, {name}: {found['tokens_differ']:.2%} of {found['tokens']:,} differ", highlight=False
             )
-
-
-@contextmanager
-def job(config: CollectConfig) -> Iterator[Ranks]:
-    """This process among torchrun's ranks, or alone."""
-    import torch
-    import torch.distributed as dist
-
-    from topklm.train.parallel import world_from_env
-
-    world = world_from_env()
-    name = f"cuda:{world.local_rank}" if config.device == "cuda" else config.device
-    device = world.device if name == "auto" else torch_device(name)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    if world.size > 1:
-        dist.init_process_group("gloo", timeout=timedelta(minutes=config.timeout_minutes))
-    try:
-        yield Ranks(world.rank, world.size, device)
-    finally:
-        if world.size > 1:
-            dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -17,15 +17,12 @@ if __package__ != "apps":
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 
-from apps._program import run, torch_device
+from apps._program import job, run
 from topklm.errors import DataError, Problem
 from topklm.evaluate.app_config import EvalAppConfig
-from topklm.evaluate.ranks import Ranks
 
 
 def main(config: EvalAppConfig) -> int:
@@ -34,7 +31,7 @@ def main(config: EvalAppConfig) -> int:
     from topklm.evaluate.checkpoints import evaluate_checkpoints
     from topklm.evaluate.summary import summary_table
 
-    with job(config) as ranks:
+    with job(config.device, config.timeout_minutes, nccl=True) as ranks:
         evaluated = evaluate_checkpoints(config, ranks)
     if not ranks.is_first:
         return 0
@@ -46,29 +43,6 @@ def main(config: EvalAppConfig) -> int:
     for name, reason in failed.items():
         print(f"eval: {name} was not run: {reason}", file=sys.stderr)
     return DataError.exit_code if failed else 0
-
-
-@contextmanager
-def job(config: EvalAppConfig) -> Iterator[Ranks]:
-    """This process among torchrun's ranks, or alone."""
-    import torch
-    import torch.distributed as dist
-
-    from topklm.train.parallel import world_from_env
-
-    world = world_from_env()
-    name = f"cuda:{world.local_rank}" if config.device == "cuda" else config.device
-    device = world.device if name == "auto" else torch_device(name)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    if world.size > 1:
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(minutes=config.timeout_minutes))
-    try:
-        yield Ranks(world.rank, world.size, device)
-    finally:
-        if world.size > 1:
-            dist.destroy_process_group()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,11 +20,11 @@ from topklm.evaluate.config import ValidationConfig
 from topklm.evaluate.harness import HarnessOutcome, run_harness
 from topklm.evaluate.harness_marks import marks_for
 from topklm.evaluate.harness_progress import shown
-from topklm.evaluate.ranks import Ranks
 from topklm.evaluate.results import evals_directory, evaluation_provenance, write_results
 from topklm.evaluate.resume import earlier_evaluation, earlier_tasks, has_validation, is_done, joined
 from topklm.evaluate.tasks import LoadedTasks, load_tasks
 from topklm.evaluate.validation import n_validation_batches, validate_checkpoint, windows_of
+from topklm.ranks import Ranks
 from topklm.report.evals.read import Evaluation, read_evaluation
 
 log = logging.getLogger("topklm.evaluate")
@@ -60,7 +60,7 @@ def evaluate_checkpoints(config: EvalAppConfig, ranks: Ranks) -> list[Evaluated]
     if absent:
         raise CheckpointError(f"there is no {', no '.join(absent)}: give runs, checkpoint directories or files")
     harness = config.harness
-    tasks = ranks.first(lambda: None if harness is None else load_tasks(harness, config.tasks_dir))
+    tasks = ranks.only_first(lambda: None if harness is None else load_tasks(harness, config.tasks_dir))
     return [_Evaluation(config, ranks, path, tasks).run() for path in config.checkpoints]
 
 
@@ -119,7 +119,7 @@ class _Evaluation:
         windows = windows_of(settings, self.config.context)
         root_dir, sources = self._held_out_place()
         held_out = open_held_out(root_dir, sources)
-        if ranks.agree(lambda: has_validation(found, held_out, windows, self.provenance)):
+        if ranks.first(lambda: has_validation(found, held_out, windows, self.provenance)):
             log.info("the validation is there already; overwrite=true repeats it")
             return
         longest = max(each.context for each in windows)
@@ -176,7 +176,7 @@ class _Evaluation:
             if done:
                 log.info("there already, repeated with overwrite=true: %s", ", ".join(done))
             tasks = tasks.only(name for name in tasks.found if name not in done)
-        if not ranks.agree(lambda: bool(tasks and tasks.found)):
+        if not ranks.first(lambda: bool(tasks and tasks.found)):
             return {} if tasks is None else tasks.failed
         outcome = run_harness(
             self.model,

@@ -29,7 +29,7 @@ from topklm.bundles.merge import merge_layer, merge_metas, windows_hash
 from topklm.bundles.meta import read_meta, write_meta
 from topklm.bundles.write import finish, publish, write_corpus, write_layer, write_model
 from topklm.errors import ConfigError, DataError, Problem
-from topklm.interp.ranks import Ranks
+from topklm.ranks import Ranks
 
 Layers = Iterable[tuple[int, LayerStats]]
 

@@ -22,11 +22,11 @@ from topklm.interp.layer_pass import LayerPass, Piece
 from topklm.interp.layer_plan import LayerPlan, group_layers, plan_layers
 from topklm.interp.memory import available_bytes, plan_lines
 from topklm.interp.progress import PassProgress
-from topklm.interp.ranks import Ranks
 from topklm.interp.selections import differences, selected_masks
 from topklm.interp.subject import Subject, bundle_path, checkpoints_of, load_subject
 from topklm.interp.windows import PlannedPart, WindowPlan, plan_windows
 from topklm.model import Transformer
+from topklm.ranks import Ranks
 
 log = logging.getLogger("topklm.interp")
 BATCH_TOKENS = {"cpu": 2048, "cuda": 32_768}

@@ -11,7 +11,7 @@ import torch
 
 from topklm.bundles import Meta
 from topklm.interp.layer_plan import LayerPlan, layer_bytes
-from topklm.interp.ranks import Ranks
+from topklm.ranks import Ranks
 from topklm.interp.windows import WindowPlan
 
 
