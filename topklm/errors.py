@@ -64,5 +64,11 @@ class ParityError(TopklmError):
     exit_code = 6
 
 
+class EndpointError(TopklmError):
+    """A service that is asked over the network does not answer, after all attempts."""
+
+    exit_code = 7
+
+
 EXIT_PREEMPTED = 75
 """Stopped by a signal after saving: start the same command again to go on (EX_TEMPFAIL, which SLURM requeues on)."""

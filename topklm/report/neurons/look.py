@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from topklm.bundles import NamedBundle
 from topklm.report.figure import COLOURS, MARKERS
 from topklm.report.neurons.read import Measured
 from topklm.report.neurons.series import runs_of
 
 
-def style_of(each: Measured, measured: Sequence[Measured]) -> dict[str, Any]:
+def style_of(each: NamedBundle, measured: Sequence[NamedBundle]) -> dict[str, Any]:
     """Colour and marker by run; dashes by reading: solid the model itself, dashed through a cut, dotted initial."""
     i = runs_of(measured).index(each.run)
     dashes: Any = "-"

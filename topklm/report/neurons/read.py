@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from topklm.bundles import NamedBundle, bundles_in, incomparable, open_bundle
+from topklm.bundles.labels import Label, newest_labels, read_labels
 from topklm.bundles.named import named
 from topklm.errors import ConfigError, DataError, Problem
 from topklm.optional import require
@@ -28,6 +29,11 @@ class Measured(NamedBundle):
     """`entropy.json`; null stands for NaN."""
     columns: dict[str, np.ndarray]
     """`neurons.parquet` of the entropies by column, one row per (layer, neuron)."""
+
+    @cached_property
+    def labels(self) -> dict[tuple[int, int, str], Label]:
+        """By (layer, neuron, source) the newest label of `labels.jsonl`; empty if there is none."""
+        return newest_labels(read_labels(self.bundle.path, self.bundle.sha256))
 
     @property
     def min_count(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from topklm.bundles import NamedBundle
 from topklm.report.neurons.read import Measured
 
 
@@ -22,7 +23,7 @@ def newest(measured: Sequence[Measured]) -> list[Measured]:
     return sorted(found, key=lambda each: (runs.index(each.run), each.is_initial, each.cut is not None))
 
 
-def runs_of(measured: Sequence[Measured]) -> list[str]:
+def runs_of(measured: Sequence[NamedBundle]) -> list[str]:
     """The runs in the order in which they were given."""
     return list(dict.fromkeys(each.run for each in measured))
 

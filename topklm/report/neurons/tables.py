@@ -10,7 +10,7 @@ import numpy as np
 from topklm.report.neurons.look import basis
 from topklm.report.neurons.read import Measured
 from topklm.report.neurons.series import newest
-from topklm.report.neurons.tokens import top_tokens
+from topklm.report.neurons.tokens import top_tokens, visible
 from topklm.report.table import Column, Table
 
 ROWS = 10
@@ -31,6 +31,7 @@ NEURON_COLUMNS = (
     Column("semantic_entropy", "semantic entropy", "{:.2f}"),
     Column("coherence", "coherence", "{:.3f}"),
     Column("coherence_q", "q", "{:.2g}"),
+    Column("label", "label"),
     Column("tokens", "top tokens"),
 )
 LAYER_COLUMNS = (
@@ -96,8 +97,9 @@ def bundle_table(measured: Sequence[Measured]) -> Table:
     return Table("Bundles", note, BUNDLE_COLUMNS, rows)
 
 
-def neuron_tables(each: Measured) -> list[Table]:
-    """The most selective, most generic and most coherent neurons of one bundle, and its silent ones."""
+def neuron_tables(each: Measured, labelled: bool = False) -> list[Table]:
+    """The most selective, most generic and most coherent neurons of one bundle, and its silent ones; `labelled`: with
+    what they are called (`shown_label`)."""
     columns = each.columns
     fired = columns["density"] * each.bundle.n_tokens
     ranked = ~columns["silent"].astype(bool) & (fired >= LEAST_FIRED - 0.5)
@@ -117,13 +119,25 @@ def neuron_tables(each: Measured) -> list[Table]:
     every = sorted({int(i) for _, _, order in chosen for i in order})
     names = {i: (int(columns["layer"][i]), int(columns["neuron"][i])) for i in every}
     tokens = top_tokens(each.bundle, list(names.values()), PIECES, each.min_count)
+    shown = [column for column in NEURON_COLUMNS if labelled or column.key != "label"]
     tables = [
-        Table(
-            title, f"{each.label}: {note}.", NEURON_COLUMNS, [_row(each, int(i), tokens[names[int(i)]]) for i in order]
-        )
+        Table(title, f"{each.label}: {note}.", shown, [_row(each, int(i), tokens[names[int(i)]]) for i in order])
         for title, note, order in chosen
     ]
     return [*tables, _silent_table(each, silent)]
+
+
+def shown_label(each: Measured, layer: int, neuron: int) -> str | None:
+    """What a neuron is called: by a language model or a person if there is such a label, the newest one, with its
+    score; else its class of words if that is significant, with its q. None: nothing."""
+    mine = [label for (at, i, _), label in each.labels.items() if (at, i) == (layer, neuron)]
+    for label in reversed([label for label in mine if label.source not in ("tokens", "wordnet")]):
+        score = "" if label.score is None else f" {label.score:.2f}"
+        return f"{visible(label.label)} ({visible(label.source)}{score})"
+    for label in mine:
+        if label.source == "wordnet" and label.significant:
+            return visible(label.label) + ("" if label.q is None else f" (q {label.q:.2g})")
+    return None
 
 
 def _first(keys: Sequence[np.ndarray], mask: np.ndarray) -> np.ndarray:
@@ -135,7 +149,11 @@ def _first(keys: Sequence[np.ndarray], mask: np.ndarray) -> np.ndarray:
 def _row(each: Measured, i: int, tokens: list[str]) -> dict[str, Any]:
     row = {column.key: each.columns[column.key][i].item() if column.key != "kind" else str(each.columns["kind"][i])
            for column in NEURON_COLUMNS if column.key in each.columns}  # fmt: skip
-    return {**row, "tokens": tokens}
+    return {
+        **row,
+        "label": shown_label(each, int(each.columns["layer"][i]), int(each.columns["neuron"][i])),
+        "tokens": tokens,
+    }
 
 
 def _silent_table(each: Measured, silent: np.ndarray) -> Table:

@@ -67,7 +67,9 @@ def _make(measured: Sequence[Measured], directory: Path, results: Sequence[ReadR
             saved = save(drawn[0], directory / stem, drawn[1])
             paths += saved
             pictures.append(Picture(title, saved[1], text, drawn[1]))
-    neurons = [(each, neuron_tables(each)) for each in newest(measured) if not each.is_initial]
+    shown = [each for each in newest(measured) if not each.is_initial]
+    labelled = any(each.labels for each in shown)
+    neurons = [(each, neuron_tables(each, labelled)) for each in shown]
     layers, bundles = layer_table(measured), bundle_table(measured)
     statements = verdicts(measured)
     warnings = [
