@@ -1,0 +1,109 @@
+"""What consistencies show, in sentences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from topklm.report.consistency.tables import Row
+
+
+def statements(rows: Sequence[Row], what: str, threshold: float) -> list[str]:
+    """What the rows show, a sentence each, with what speaks against it."""
+    found = []
+    for label in dict.fromkeys(row["label"] for row in rows if not row["is_initial"]):
+        found += _of_series([row for row in rows if row["label"] == label], what, threshold)
+    found += _between(rows)
+    found.append(_caveat(rows))
+    return found
+
+
+def _of_series(rows: Sequence[Row], what: str, threshold: float) -> list[str]:
+    first, full = rows[0], not math.isnan(rows[0]["signed"])
+    where = "" if first["layer"] is None else f" over {_many(len(rows), 'layer')}"
+    figure = "PW-MCC" if full else "mean cosine with the nearest neighbour"
+    partner = "matched" if full else "mutual nearest neighbours"
+    told = (
+        f"{first['label']}: the {figure} of {what} is {_against(rows, 'signed' if full else 'upper', '.3f')}{where} "
+        f"({_many(first['pairs'], 'pair')} of {_many(first['runs'], 'run')}); {partner} above {threshold:g} are "
+        f"{_against(rows, 'above' if full else 'mutual_above', '.1%')} of the neurons."
+    )
+    found = [told]
+    if "shared" in first:
+        found.append(
+            f"{first['label']}: {_range(rows, 'shared', '.1%')} are shared: matched above {threshold:g} in both "
+            f"dictionaries, to the same partner ({_range(rows, 'agree', '.1%')} have the same partner at all)."
+        )
+    if any(row["identity_share"] == row["identity_share"] for row in rows):
+        began = ", which began from the same weights" if first["same_initial"] else ""
+        found.append(
+            f"{first['label']}: {_range(rows, 'identity_share', '.1%')} of the neurons are matched to their own index "
+            f"in the other run{began} (chance {_range(rows, 'identity_chance', '.1%')})."
+        )
+    correlation = _range(rows, "rank_correlation", ".2f")
+    if correlation:
+        found.append(
+            f"{first['label']}: the rank correlation of a neuron's density with its matched cosine is {correlation}, "
+            f"under the permuted null {_range(rows, 'rank_correlation_permuted', '.2f')}."
+        )
+    return found
+
+
+def _against(rows: Sequence[Row], rate: str, form: str) -> str:
+    """A rate and its floors."""
+    names = {"permuted": "permuted", "random": "random directions", "initial": "random initialisations"}
+    floors = {name: _range(rows, f"{rate}_{key}", form) for key, name in names.items()}
+    return f"{_range(rows, rate, form)} ({', '.join(f'{name}: {floor}' for name, floor in floors.items() if floor)})"
+
+
+def _between(rows: Sequence[Row]) -> list[str]:
+    """Each series with other seeds against the first by layer, TopK readings of the first and dense ones apart."""
+    main = [row for row in rows if not row["is_initial"] and not row["same_initial"]]
+    labels = list(dict.fromkeys(row["label"] for row in main))
+    found = []
+    for other in labels[1:]:
+        against = {row["layer"]: row for row in main if row["label"] == other}
+        pairs = [(row, against[row["layer"]]) for row in main if row["label"] == labels[0] and row["layer"] in against]
+        for kind in dict.fromkeys(a["kind"] for a, _ in pairs):
+            found.append(_comparison([pair for pair in pairs if pair[0]["kind"] == kind], kind))
+    return found
+
+
+def _comparison(pairs: Sequence[tuple[Row, Row]], kind: str) -> str:
+    rate = "upper" if math.isnan(pairs[0][0]["signed"]) else "signed"
+    higher = sum(a[f"{rate}_least"] > b[f"{rate}_most"] for a, b in pairs)
+    lower = sum(a[f"{rate}_most"] < b[f"{rate}_least"] for a, b in pairs)
+    layers = f"{len(pairs)} {'TopK' if kind == 'topk' else kind} layer{'' if len(pairs) == 1 else 's'}".replace(
+        "  ", " "
+    )
+    excess = []
+    for side in zip(*pairs, strict=True):
+        values = [row[rate] - row[f"{rate}_permuted"] for row in side]
+        excess.append(f"{min(values):+.3f} ... {max(values):+.3f}")
+    first, second = (row["label"] for row in pairs[0])
+    return (
+        f"In {layers} of {first} every pair of its runs is above every pair of {second} in {higher}, below in {lower}; "
+        f"in the others they overlap. Above their own permuted nulls they are {excess[0]} and {excess[1]}."
+    )
+
+
+def _caveat(rows: Sequence[Row]) -> str:
+    silent = _range([row for row in rows if not row["is_initial"]], "silent", ".1f")
+    return (
+        "Pairs share runs and are not independent, so intervals leave out runs. Silent neurons are left out"
+        f"{f' ({silent} a layer)' if silent else ''}. The matching searches for the best partner: no figure here means "
+        "anything without the floors beside it."
+    )
+
+
+def _range(rows: Sequence[Row], key: str, form: str = ".3f") -> str:
+    """The smallest and the largest value of the rows; empty if there is none."""
+    values = [row[key] for row in rows if not math.isnan(row[key])]
+    if not values:
+        return ""
+    low, high = (format(each, form) for each in (min(values), max(values)))
+    return low if low == high else f"{low} ... {high}"
+
+
+def _many(n: int, what: str) -> str:
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
