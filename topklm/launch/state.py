@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from topklm.checkpoint import list_checkpoints
-from topklm.config import to_dict
-from topklm.errors import Problem
+from topklm.config import build, to_dict
+from topklm.errors import ConfigError, Problem
 from topklm.launch.plan import PlannedRun
+from topklm.train import TrainConfig
 
 State = Literal["new", "partial", "finished", "failed", "busy"]
 """new: no checkpoint; partial: has one, and goes on from it; finished: the last step is saved; failed: the last attempt
@@ -88,9 +89,13 @@ def contradictions(runs: list[PlannedRun]) -> list[Problem]:
         if not found:
             continue
         try:
-            stored = json.loads((found[-1] / "params.json").read_text())
+            # Built anew, so that a key that did not exist then has the default that it had without being there.
+            stored = to_dict(build(TrainConfig, json.loads((found[-1] / "params.json").read_text())))
         except (OSError, ValueError):
             continue  # a damaged checkpoint: training names it and takes the one before
+        except ConfigError as error:
+            problems.append(Problem(run.name, f"{found[-1]} was not written by this version of this project: {error}"))
+            continue
         differ = differing(to_dict(run.config), stored)
         if differ:
             done = (

@@ -1,0 +1,92 @@
+"""Student's t for a whole number of degrees of freedom, and what some seeds can tell."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+def t_cdf(t: float, freedom: int) -> float:
+    """P(T <= t) by the finite sums of Abramowitz and Stegun, 26.7.3 and 26.7.4."""
+    theta = math.atan(abs(t) / math.sqrt(freedom))
+    cosine, square = math.cos(theta), math.cos(theta) ** 2
+    if freedom % 2:
+        term, total = cosine, 0.0
+        for i in range(1, freedom - 1, 2):
+            total += term
+            term *= square * (i + 1) / (i + 2)
+        inside = 2 / math.pi * (theta + math.sin(theta) * total)
+    else:
+        term, total = 1.0, 0.0
+        for i in range(0, freedom, 2):
+            total += term
+            term *= square * (i + 1) / (i + 2)
+        inside = math.sin(theta) * total
+    return 0.5 + math.copysign(inside / 2, t)
+
+
+def t_quantile(p: float, freedom: int) -> float:
+    """The t with P(T <= t) = p, for 0.5 <= p < 1, by bisection."""
+    low, high = 0.0, 1.0
+    while t_cdf(high, freedom) < p:
+        high *= 2
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if t_cdf(middle, freedom) < p else (low, middle)
+    return (low + high) / 2
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Some values of one figure, a value per seed."""
+
+    values: tuple[float, ...]
+
+    @property
+    def n(self) -> int:
+        return len(self.values)
+
+    @property
+    def mean(self) -> float | None:
+        """Arithmetic mean; None without values."""
+        return statistics.fmean(self.values) if self.values else None
+
+    @property
+    def sd(self) -> float | None:
+        """Standard deviation of a sample (n - 1); None for fewer than two values."""
+        return statistics.stdev(self.values) if self.n > 1 else None
+
+
+@dataclass(frozen=True)
+class RatioSpread:
+    """Ratios to the dense twin of the same seed; their logarithms are what interval and power are computed of."""
+
+    values: tuple[float, ...]
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % interval of the ratio, by Student's t of the log ratios over the seeds; None for fewer than two."""
+        if len(self.values) < 2:
+            return None
+        logs, half = self._logs, t_quantile(0.975, len(self.values) - 1) * self._stderr
+        middle = statistics.fmean(logs)
+        return math.exp(middle - half), math.exp(middle + half)
+
+    @property
+    def detectable(self) -> float | None:
+        """The smallest ratio above 1 that so many seeds with this spread would tell from 1 in about 80 % of the cases,
+        at 5 % two-sided: exp((t_0.975 + t_0.8) sd / sqrt(n)) of the log ratios. None for fewer than two seeds."""
+        if len(self.values) < 2:
+            return None
+        freedom = len(self.values) - 1
+        return math.exp((t_quantile(0.975, freedom) + t_quantile(0.8, freedom)) * self._stderr)
+
+    @property
+    def _logs(self) -> Sequence[float]:
+        return [math.log(value) for value in self.values]
+
+    @property
+    def _stderr(self) -> float:
+        return statistics.stdev(self._logs) / math.sqrt(len(self.values))
