@@ -33,7 +33,7 @@ def run(
     """
     args = sys.argv[1:] if args is None else args
     if not args or {"-h", "--help"} & set(args):
-        print(describe(schema, program, doc))
+        _print_help(describe(schema, program, doc))
         sys.exit(0 if args else 2)
     _log_to_stderr()
     try:
@@ -98,6 +98,13 @@ def job(device: Literal["auto", "cpu", "cuda"], timeout_minutes: float, nccl: bo
     finally:
         if world.size > 1:
             dist.destroy_process_group()
+
+
+def _print_help(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # `--help | head` has seen enough; the end of the interpreter would flush once more
+        os._exit(141)
 
 
 def _leave(code: int) -> NoReturn:

@@ -1,0 +1,18 @@
+"""What all programs do around their main function."""
+
+import os
+import subprocess
+import sys
+
+from tests.programs import ROOT
+
+
+def test_help_into_a_pipe_that_is_closed_early_is_no_error():
+    """`--help | head`."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "apps.report", "--help"]
+    done = subprocess.run(command, cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    os.close(write)
+    assert done.stderr == ""
+    assert done.returncode == 141  # as of a program that SIGPIPE ended
