@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from topklm.interp.consistency.compare import octave, rank_correlation
-from topklm.interp.consistency.measure import Measured
+from topklm.interp.consistency.pairs import Measured
 from topklm.interp.consistency.series import Series
 
 NAN = float("nan")
@@ -58,7 +58,8 @@ def t975(dof: int) -> float:
     if dof <= len(_T975):
         return _T975[dof - 1]
     z = NormalDist().inv_cdf(0.975)
-    return z + (z**3 + z) / (4 * dof) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * dof**2)
+    third = 3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z
+    return z + (z**3 + z) / (4 * dof) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * dof**2) + third / (384 * dof**3)
 
 
 def rows_of(measured: Sequence[Measured]) -> list[dict[str, Any]]:

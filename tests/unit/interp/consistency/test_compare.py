@@ -111,15 +111,15 @@ def test_own_index_and_its_chance():
     assert found.chance == 1 / 49
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_the_chance_of_the_own_index_is_that_of_random_matchings(seed):
     rng = np.random.default_rng(seed)
     hits = 0
-    for _ in range(200):
+    for _ in range(100):
         a, b = (row_dictionary(rng.normal(size=(6, 4))) for _ in range(2))
         hits += identity(a, b, rates(a.rows, b.rows, 0.7, True)[1]).share * 6
-    assert abs(hits - 200) < 6 * np.sqrt(200)  # one of six each time, with a variance of one
+    assert abs(hits - 100) < 6 * np.sqrt(100)  # one of six each time, with a variance of one
 
 
 def test_shared_are_those_that_both_dictionaries_match_well_to_the_same_partner():

@@ -1,0 +1,173 @@
+"""What is compared, and what is refused before anything is computed."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from tests.unit.interp.consistency.runs import COUNTS, N, V, means_of, run
+from topklm.bundles import open_bundle
+from topklm.errors import ConfigError
+from topklm.interp.consistency import ConsistencyConfig, open_inputs
+from topklm.interp.consistency import inputs as module
+from topklm.interp.consistency.dictionary import profile_dictionary, read_matrix
+
+
+def opened(paths, **settings):
+    config = ConsistencyConfig(bundles=[str(path) for path in paths], **settings)
+    assert list(config.problems()) == []
+    return open_inputs(config)
+
+
+def test_profiles_are_scaled_and_centred_as_stated(tmp_path):
+    """By the definition, neuron by neuron in float64: own mean, length 1, each type's mean over the neurons."""
+    tables = means_of(1)[0]
+    tables[0][:, 4] = 0.0
+    tables[0][:, 5] = 7.0  # active, but the same on all types: no direction
+    bundle = open_bundle(run(tmp_path, 1, means=tables, fired={layer: [9] * 4 + [0] + [9] * 19 for layer in (0, 1)}))
+    types = np.flatnonzero(COUNTS >= 25)
+    found = profile_dictionary(bundle, 0, types, "scaled")
+    kept = [i for i in range(N) if i not in (4, 5)]
+    assert found.index.tolist() == kept
+    assert found.width == N
+    rows = []
+    for i in kept:
+        row = [tables[0][v, i] for v in types]
+        row = np.array(row) - np.mean(row)
+        rows.append(row / np.sqrt(np.sum(row**2)))
+    rows = np.array(rows) - np.mean(rows, axis=0)
+    np.testing.assert_allclose(found.rows, rows / np.sqrt((rows**2).sum(1))[:, None], atol=2e-6)
+    np.testing.assert_allclose(found.density, 9 / COUNTS.sum())
+
+
+def test_quiet_neurons_keep_their_shape_in_scaled_alone(tmp_path):
+    """With centre=token what is left of quiet neurons is the negative of the loud ones' mean: they look alike."""
+    rng = np.random.default_rng(0)
+    table = rng.exponential(size=(V, N)) * np.where(np.arange(N) < 4, 100.0, 0.01)
+    bundle = open_bundle(run(tmp_path, 1, means=[table, table]))
+    types = np.arange(V)
+
+    def alike(centre):
+        rows = profile_dictionary(bundle, 0, types, centre).rows[4:]
+        return (rows @ rows.T)[np.triu_indices(N - 4, 1)]
+
+    assert alike("token").min() > 0.99
+    assert np.abs(alike("scaled")).max() < 0.7
+
+
+def test_types_and_bins_are_shared_by_all_bundles(tmp_path):
+    rare = COUNTS.copy()
+    rare[:2], rare[2:4] = 16, 24
+    found = opened([run(tmp_path, 1), run(tmp_path, 2, counts=rare)], force=True)
+    assert found.types.tolist() == list(range(2, V))
+    assert len(found.bins) == V - 2
+    assert len(set(found.bins[:38])) == len(set(found.bins[38:])) == 1
+    assert found.layers == [0, 1]
+    assert found.n_comparisons == 2
+    assert "58 token types with at least 20 occurrences" in found.provenance()[-1]
+
+
+def test_everything_that_is_wrong_is_told_at_once(tmp_path):
+    good, other = run(tmp_path, 1), run(tmp_path, 2, windows="x" * 64)
+    with pytest.raises(ConfigError) as caught:
+        opened([good, other, tmp_path / "none", run(tmp_path, 3, alpha=None)], layers=[1, 7], dictionary="unembedding")
+    told = str(caught.value)
+    for text in (
+        "differ in the windows",
+        "force=true",
+        "is not a bundle",
+        "is alone",
+        "has no 7",
+        "which is not there",
+    ):
+        assert text in told, text
+    with pytest.raises(ConfigError, match="tokenizers differ"):
+        opened([good, run(tmp_path, 4, tokenizer="u" * 64)], force=True)
+    assert opened([good, other], force=True).warnings
+
+
+def test_a_missing_scipy_is_told_before(tmp_path, monkeypatch):
+    def missing(name, install):
+        raise ConfigError(f"pip install '{install}'")
+
+    paths = [run(tmp_path, 1), run(tmp_path, 2)]
+    monkeypatch.setattr(module, "require", missing)
+    with pytest.raises(ConfigError, match=r"topklm\[interp\].*hungarian=false"):
+        opened(paths)
+    assert not opened(paths, hungarian=False).full
+
+
+def test_wide_dictionaries_are_matched_by_nearest_neighbours_unless_asked(tmp_path, monkeypatch):
+    paths = [run(tmp_path, 1), run(tmp_path, 2)]
+    monkeypatch.setattr(module, "HUNGARIAN_WIDTH", N)
+    assert opened(paths).full
+    monkeypatch.setattr(module, "HUNGARIAN_WIDTH", N - 1)
+    assert not opened(paths).full
+    assert opened(paths, hungarian=True).full
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({}, "at least two runs"),
+        ({"files": ["a.npy"]}, "at least two runs"),
+        ({"bundles": ["a", "b"], "files": ["a.npy", "b.npy"]}, "bundles: give"),
+        ({"bundles": ["a", "b"], "second": "W_enc"}, "none of profiles"),
+        ({"bundles": ["a", "b"], "second": "profiles"}, "already"),
+        ({"bundles": ["a", "b"], "array": "W_dec"}, "array: is for files"),
+        ({"files": ["a.npy", "b.npy"], "dictionary": "embedding"}, "array=NAME"),
+        ({"files": ["a.npy", "b.npy"], "layers": [1]}, "layers: is for bundles"),
+        ({"bundles": ["a", "b"], "layers": []}, "counted from 0"),
+        ({"bundles": ["a", "b"], "null_draws": 0}, "without a null"),
+        ({"bundles": ["a", "b"], "threshold": 1.0}, "not in [0, 1)"),
+        ({"bundles": ["a", "b"], "min_count": 0}, "below 1"),
+        ({"bundles": ["a", "b"], "seed": -1}, "negative"),
+        ({"bundles": ["a", "b"], "out": ""}, "out: is empty"),
+    ],
+)
+def test_rules_of_the_configuration(changes, text):
+    assert text in "\n".join(map(str, dataclasses.replace(ConsistencyConfig(), **changes).problems()))
+
+
+def test_matrices_are_found_by_their_names(tmp_path):
+    rng = np.random.default_rng(0)
+    decoder, encoder = rng.normal(size=(5, 3)), rng.normal(size=(5, 3))
+    sae, torch_like = tmp_path / "sae.safetensors", tmp_path / "torch.safetensors"
+    save_file({"W_dec": decoder, "W_enc": np.ascontiguousarray(encoder.T), "b_dec": np.zeros(3)}, sae)
+    save_file({"decoder.weight": np.ascontiguousarray(decoder.T), "encoder.weight": encoder}, torch_like)
+    np.save(tmp_path / "one.npy", decoder)
+    for path in (sae, torch_like, tmp_path / "one.npy"):
+        np.testing.assert_array_equal(read_matrix(path, None, None), decoder)
+    np.testing.assert_array_equal(read_matrix(sae, "W_enc", None), encoder)
+    np.testing.assert_array_equal(read_matrix(torch_like, "encoder.weight", None), encoder)
+    np.testing.assert_array_equal(read_matrix(sae, "W_enc", False), encoder.T)
+    np.testing.assert_array_equal(read_matrix(tmp_path / "one.npy", None, True), decoder.T)
+    save_file({"x": decoder, "y": decoder}, tmp_path / "two.safetensors")
+    np.save(tmp_path / "vector.npy", np.zeros(3))
+    np.save(tmp_path / "nan.npy", np.full((2, 2), np.nan))
+    wrong = {
+        "two.safetensors": "which of x, y",
+        "vector.npy": r"\[3\] is no matrix",
+        "nan.npy": "finite",
+        "no.npy": "read",
+    }
+    for name, text in wrong.items():
+        with pytest.raises(ConfigError, match=text):
+            read_matrix(tmp_path / name, None, None)
+    with pytest.raises(ConfigError, match="no array 'z'"):
+        read_matrix(tmp_path / "two.safetensors", "z", None)
+
+
+def test_files_are_checked_against_each_other(tmp_path):
+    rng = np.random.default_rng(0)
+    for name, shape in {"a": (5, 3), "b": (7, 3), "c": (5, 4)}.items():
+        np.save(tmp_path / f"{name}.npy", rng.normal(size=shape))
+    a, b, c = (str(tmp_path / f"{name}.npy") for name in "abc")
+    found = open_inputs(ConsistencyConfig(files=[a, b]))  # other widths are fine
+    assert found.layers == [None]
+    assert found.dictionary(found.series[0].sources[1], None).rows.shape == (7, 3)
+    with pytest.raises(ConfigError) as caught:
+        open_inputs(ConsistencyConfig(files=[a, a, c]))
+    assert "hold the same matrix" in str(caught.value)
+    assert "[5, 3], [5, 3], [5, 4]" in str(caught.value)
