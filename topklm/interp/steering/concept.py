@@ -1,0 +1,70 @@
+"""What a neuron stands for, as a set of token types, and how much of a text is in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from topklm.bundles import Bundle
+from topklm.interp.layer_means import LayerMeans
+from topklm.interp.response import responses, thresholds
+from topklm.interp.steering.target import Neuron
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConceptSettings:
+    """Which token types a neuron responds to: those whose mean activation exceeds share * P_q of its positive means,
+    the set S of the semantic entropy (docs/entropy.md, preset recommended)."""
+
+    min_count: int = 20
+    """Types that occurred less often are left out."""
+    percentile: float = 99.0
+    """q."""
+    share: float = 0.7
+    """The paper's 0.7."""
+    cap: int = 100
+    """At most so many, those with the largest means."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Concept:
+    """The top-token set of one neuron."""
+
+    tokens: np.ndarray
+    """int64 [m]: token types by falling mean activation; special tokens are not among them."""
+    n: int
+    """Their number before the cap (m = min(n, cap), special tokens apart)."""
+    corpus_rate: float
+    """Their share of the bundle's tokens: how often they come by themselves."""
+
+    def hits(self, ids: Sequence[int]) -> int:
+        """How many of `ids` are in the set."""
+        return int(np.isin(np.asarray(ids, np.int64), self.tokens).sum())
+
+
+def concepts_of(
+    bundle: Bundle, neurons: Sequence[Neuron], settings: ConceptSettings, special: Sequence[int] = ()
+) -> dict[Neuron, Concept]:
+    """The sets of some neurons from a bundle's mean activations per token type; empty where no mean is positive.
+
+    `special`: types such as BOS and EOS that are no part of a concept.
+    """
+    found = {}
+    for layer in sorted({neuron.layer for neuron in neurons}):
+        table = LayerMeans([bundle], layer, min_count=settings.min_count)
+        usable = ~np.isin(table.types, special)
+        types = table.types[usable]
+        indices = {neuron.index: neuron for neuron in neurons if neuron.layer == layer}
+        for first, means in table.columns():
+            here = [i for i in indices if first <= i < first + means.shape[1]]
+            chosen = means[usable][:, [i - first for i in here]]
+            if not chosen.size:
+                continue
+            tau = thresholds(chosen, settings.percentile, settings.share, "positive")
+            for i, response in zip(here, responses(chosen, tau, settings.cap), strict=True):
+                tokens = types[response.tokens]
+                rate = float(bundle.counts[tokens].sum() / bundle.n_tokens)
+                found[indices[i]] = Concept(tokens=tokens, n=response.n, corpus_rate=rate)
+    return found
