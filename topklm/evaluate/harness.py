@@ -112,10 +112,13 @@ def work_of(model: Transformer, tokenizer: Tokenizer, scorer: Scorer) -> dict[st
         return [[next(scores) for _ in group] for group in groups]
 
     def write(
-        prompts: Sequence[list[int]], settings: tuple[SamplingConfig, int], advance: Callable[[int], None] | None
+        prompts: Sequence[tuple[int, list[int]]],
+        settings: tuple[SamplingConfig, int],
+        advance: Callable[[int], None] | None,
     ) -> list[str]:
         config, context = settings
-        completions = generate(model, tokenizer, prompts, config, context=context)
+        numbers, ids = [number for number, _ in prompts], [ids for _, ids in prompts]
+        completions = generate(model, tokenizer, ids, config, context=context, numbers=numbers)
         if advance is not None:
             advance(len(prompts))
         return [samples[0].text for samples in completions]

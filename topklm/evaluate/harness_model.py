@@ -31,7 +31,7 @@ Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 class HarnessModel(TemplateLM):
     """Loglikelihoods, rolling loglikelihoods and generation by the ranks of `crew`, whose work has the names "score"
-    (groups of spans to lists of scores) and "generate" (prompts as ids to texts).
+    (groups of spans to lists of scores) and "generate" (numbered prompts of ids to texts).
 
     lm_eval sees a single rank: dividing the requests is the crew's.
     """
@@ -139,7 +139,7 @@ class HarnessModel(TemplateLM):
             prompts = []
             for number in numbers:
                 ids = self.tok_encode(requests[number].args[0]) or [self.prefix_token_id]
-                prompts.append(ids[-(self.window - config.max_tokens) :])
+                prompts.append((number, ids[-(self.window - config.max_tokens) :]))
             with self.progress("generating", len(prompts)) as advance:
                 answers = self.crew.share("generate", prompts, (config, self.window), advance)
             for number, text in zip(numbers, answers, strict=True):

@@ -35,6 +35,7 @@ def generate(
     batch_size: int = 16,
     context: int | None = None,
     bos: bool = True,
+    numbers: Sequence[int] | None = None,
     stream: Stream | None = None,
     progress: bool = False,
 ) -> list[list[Completion]]:
@@ -43,6 +44,8 @@ def generate(
     Prompts are texts, which get a BOS token if `bos`, or lists of ids, which stay as they are. `batch_size` sequences
     are decoded together; in float64 it does not change the result. Prompt and completion have `context` tokens at most
     (`model.config.max_seqlen` if None): a completion that meets the end says so ("context"), and so does a warning.
+    A draw is a function of (seed, number of the prompt, sample, step): `numbers` has those numbers, 0, 1, ... if None,
+    so that a part of many prompts gets the completions that it gets among all.
     `stream` receives text while it is made; `progress` shows a bar.
 
     The model runs where it is, in its own dtype and at its present alpha. Without a tokenizer (for prompts of ids)
@@ -54,6 +57,8 @@ def generate(
             f"{type(model).__name__} is not this project's model; one of transformers has its own generate"
         )
     context = model.config.max_seqlen if context is None else context
+    if numbers is not None and len(numbers) != len(prompts):
+        raise ConfigError(f"there are {len(numbers)} numbers for {len(prompts)} prompts")
     encoded = encode_prompts(prompts, tokenizer, config, model.config.vocab_size, context, bos, batch_size)
     order = list(range(len(encoded)))
     if stream is None:  # equal lengths together waste the least; a reader wants the prompts in order
@@ -62,7 +67,7 @@ def generate(
     n_ids = model.config.vocab_size if tokenizer is None else min(tokenizer.vocab_size, model.config.vocab_size)
     with GenerateProgress(len(rows), progress) as shown:
         for start in range(0, len(rows), batch_size):
-            _complete(model, rows[start : start + batch_size], config, n_ids, stream, shown)
+            _complete(model, rows[start : start + batch_size], config, numbers, n_ids, stream, shown)
     results = {(row.prompt, row.sample): row.completion() for row in rows}
     full = [key for key, completion in results.items() if completion.finish_reason == "context"]
     if full:
@@ -74,6 +79,7 @@ def _complete(
     model: Transformer,
     rows: list[Row],
     config: SamplingConfig,
+    numbers: Sequence[int] | None,
     n_ids: int,
     stream: Stream | None,
     progress: GenerateProgress,
@@ -83,7 +89,8 @@ def _complete(
     steps = max(row.room for row in rows)
     noise = None
     if config.temperature > 0:
-        drawn = np.stack([uniforms(config.seed, row.prompt, row.sample, steps) for row in rows])
+        own = [row.prompt if numbers is None else numbers[row.prompt] for row in rows]
+        drawn = np.stack([uniforms(config.seed, n, row.sample, steps) for n, row in zip(own, rows, strict=True)])
         noise = torch.from_numpy(drawn).to(logits.device)  # [B, steps]
     for step in range(steps):
         tokens, logprobs = choose(logits, None if noise is None else noise[:, step], config, n_ids)

@@ -12,9 +12,10 @@ pytest.importorskip("lm_eval")
 from tests.unit.evaluate.tiny_lm import TOKENIZER, brute_force, tiny_model, words
 from topklm.errors import ConfigError
 from topklm.evaluate import harness
-from topklm.evaluate.harness import run_harness
+from topklm.evaluate.harness import run_harness, work_of
 from topklm.evaluate.harness_config import HarnessConfig
 from topklm.evaluate.harness_marks import marks_for
+from topklm.generate import SamplingConfig
 from topklm.sparsity import set_alpha
 
 BOS = 256
@@ -153,6 +154,16 @@ def test_sampled_text_depends_on_the_seed(tasks_dir):
         outcome = evaluate(tasks_dir, "write", gen_kwargs={"temperature": 1.0}, torch_random_seed=seed)
         texts.append([sample["resps"] for sample in outcome.samples["write"]])
     assert texts[0] == texts[1] != texts[2]
+
+
+def test_sampled_text_does_not_depend_on_the_number_of_ranks():
+    """A crew shares prompts out with their numbers."""
+    work = work_of(tiny_model(), TOKENIZER, None)["generate"]
+    prompts = [(number, TOKENIZER.encode("ab")) for number in range(5)]
+    settings = (SamplingConfig(max_tokens=6, temperature=1.0), 32)
+    whole = work(prompts, settings, None)
+    assert len(set(whole)) > 1  # the same prompt, other numbers
+    assert [work(prompts[rank::2], settings, None) for rank in (0, 1)] == [whole[0::2], whole[1::2]]
 
 
 def test_cached_answers_are_not_computed_again_and_not_given_to_another_model(tasks_dir, tmp_path, monkeypatch):

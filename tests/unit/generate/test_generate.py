@@ -119,6 +119,19 @@ class Scripted(torch.nn.Module):
         return torch.nn.functional.one_hot(following, self.config.vocab_size) * 50.0
 
 
+def test_a_part_of_the_prompts_gets_what_it_gets_among_all(model):
+    """As ranks share prompts out."""
+    config, prompts = SamplingConfig(max_tokens=8, temperature=1.0, seed=3), [[i, i + 1] for i in range(7)]
+    whole = generate(model, None, prompts, config, bos=False)
+    for rank in range(3):
+        mine = range(rank, 7, 3)
+        part = generate(model, None, [prompts[i] for i in mine], config, bos=False, numbers=mine)
+        assert [c.ids for (c,) in part] == [whole[i][0].ids for i in mine]
+    assert len({tuple(c.ids) for (c,) in whole}) == 7
+    with pytest.raises(ConfigError, match="2 numbers for 7 prompts"):
+        generate(model, None, prompts, config, numbers=[1, 2])
+
+
 def scripted(text, **settings):
     """The completion of a model that goes on with `text` after BOS."""
     model = Scripted([0, *text, *[ord("~")] * 80])
