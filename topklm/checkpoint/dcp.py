@@ -34,7 +34,7 @@ def load(state: dict[str, Any], path: Path, group: dist.ProcessGroup | None = No
 
     Raises `CheckpointError` if names or shapes of `state["model"]` are not those of the checkpoint.
     """
-    _check_weights(state["model"], _stored_shapes(path, "model."), path)
+    _check_weights(state["model"], stored_shapes(path, "model."), path)
     _load(state, path, group)
 
 
@@ -43,12 +43,18 @@ def load_weights(weights: dict[str, torch.Tensor], path: Path) -> None:
 
     Raises `CheckpointError` as `load` does.
     """
-    bare = _stored_shapes(path, "")
+    bare = stored_shapes(path, "")
     if weights.keys() & bare.keys():
         _check_weights(weights, bare, path)
         _load(weights, path, None)
     else:
         load({"model": weights}, path)
+
+
+def load_beside(tensors: dict[str, torch.Tensor], path: Path, key: str) -> None:
+    """Fill `tensors`, which stand under `key` beside the model, in place. Raises `CheckpointError`."""
+    if tensors:
+        _load({key: tensors}, path, None)
 
 
 def _load(state: dict[str, Any], path: Path, group: dist.ProcessGroup | None) -> None:
@@ -59,7 +65,7 @@ def _load(state: dict[str, Any], path: Path, group: dist.ProcessGroup | None) ->
         raise CheckpointError(f"{path} does not fit this model: {error}") from error
 
 
-def _stored_shapes(path: Path, prefix: str) -> dict[str, tuple[Any, ...]]:
+def stored_shapes(path: Path, prefix: str) -> dict[str, tuple[Any, ...]]:
     """Name without `prefix` and shape of everything in a checkpoint whose key begins with it."""
     try:
         with (path / ".metadata").open("rb") as file:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ _CONFIG = "config.json"
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 _INDEX = ".index.json"
 """A name of `_WHOLE` with this at its end tells in which file each tensor is."""
+_IN_ACTIVATION = re.compile(r"model\.layers\.(\d+)\.activation\.(\w+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +79,18 @@ def read_hf_weights(path: Path, config: ModelConfig) -> dict[str, Tensor]:
     Raises `CheckpointError` that names every tensor or file that is missing or does not fit.
     """
     try:
-        return weights_from_hf(_gguf_weights(path) if path.is_file() else dict(_stored(path)), config)
+        stored = _gguf_weights(path) if path.is_file() else dict(_stored(path))
+        return weights_from_hf({name: t for name, t in stored.items() if not _IN_ACTIVATION.fullmatch(name)}, config)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
+
+
+def read_hf_activations(path: Path) -> dict[str, Tensor]:
+    """Thresholds and norms of the activations in an export, under our names `layers.<i>.<name>`; often none."""
+    if path.is_file():
+        return {}
+    matches = ((_IN_ACTIVATION.fullmatch(name), tensor) for name, tensor in _stored(path))
+    return {f"layers.{m[1]}.{m[2]}": tensor for m, tensor in matches if m}
 
 
 def hf_tokenizers(path: Path) -> list[Tokenizer]:

@@ -15,15 +15,22 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
 from topklm.checkpoint import dcp
-from topklm.checkpoint.huggingface import find_huggingface, hf_sha256, hf_tokenizers, read_hf, read_hf_weights
+from topklm.checkpoint.huggingface import (
+    find_huggingface,
+    hf_sha256,
+    hf_tokenizers,
+    read_hf,
+    read_hf_activations,
+    read_hf_weights,
+)
 from topklm.checkpoint.integrity import FILES, checkpoint_hash, defects
 from topklm.checkpoint.lingua import TRAIN_STATE, lingua_tokenizer, newest_of_lingua
-from topklm.checkpoint.store import list_checkpoints, newest_good
+from topklm.checkpoint.store import ACTIVATIONS, list_checkpoints, newest_good
 from topklm.config import build
 from topklm.data import Tokenizer, open_saved_tokenizer
 from topklm.errors import CheckpointError, ConfigError
 from topklm.model import ModelConfig, Transformer, build_model
-from topklm.sparsity import TopKConfig, alpha_at, get_alpha, set_alpha
+from topklm.sparsity import TopKConfig, activation_tensors, alpha_at, get_alpha, set_alpha
 
 log = logging.getLogger("topklm.checkpoint")
 CONSOLIDATED = Path("consolidated") / "consolidated.pth"
@@ -71,6 +78,7 @@ def load_model(
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError(f"{checkpoint} does not fit its own params.json: {error}") from error
+    read_activations(checkpoint, model)
     own_alpha = _own_alpha(checkpoint, topk, step, run) if get_alpha(model) is not None else None
     if own_alpha is not None:
         set_alpha(model, own_alpha if alpha is None else alpha)
@@ -166,11 +174,58 @@ def read_weights(checkpoint: Path, like: Transformer) -> tuple[dict[str, Tensor]
     return weights, _stored_step(checkpoint)
 
 
-def _read_file(file: Path) -> tuple[dict[str, Tensor], int | None]:
+def read_activations(checkpoint: Path, model: torch.nn.Module, *, required: bool = True) -> None:
+    """Fill thresholds and norms of the model's activations in place from what `resolve` gave.
+
+    They stand beside the weights, under `activation`, because a dense model has no place for them. Those of another
+    activation, or for a model without, are passed over and told. Raises `CheckpointError` if they are missing, unless
+    they are not `required`: then the model's own stay, which is told too.
+    """
+    wanted = activation_tensors(model)
+    stored, has_some = _stored_activations(checkpoint, wanted)
+    if not wanted:
+        if has_some:
+            log.info("%s holds thresholds or norms of activations, which this model does not have: unused", checkpoint)
+        return
+    wrong = [name for name, t in wanted.items() if name not in stored or stored[name].shape != t.shape]
+    if wrong and required:
+        raise CheckpointError(
+            f"{checkpoint} lacks the state of its activations ({', '.join(wrong[:3])}{', ...' * (len(wrong) > 3)}), or "
+            "has it in another shape: it was written by a program that knows the weights only, such as save_pretrained "
+            "of a live object; take the run's own checkpoint, or an export of python -m apps.export"
+        )
+    if wrong:
+        log.info("%s holds no state for these activations; they begin anew", checkpoint)
+        return
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            tensor.copy_(stored[name])
+
+
+def _stored_activations(checkpoint: Path, wanted: dict[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
+    """(those of `wanted` that are there, whether there are any at all)."""
+    if find_huggingface(checkpoint):
+        found = read_hf_activations(checkpoint)
+        return found, bool(found)
+    if checkpoint.is_file():
+        content = _read_content(checkpoint)
+        found = (content.get(ACTIVATIONS) if isinstance(content, dict) else None) or {}
+        return {name: t for name, t in found.items() if isinstance(t, Tensor)}, bool(found)
+    shapes = dcp.stored_shapes(checkpoint, f"{ACTIVATIONS}.")
+    tensors = {name: torch.empty_like(t) for name, t in wanted.items() if shapes.get(name) == tuple(t.shape)}
+    dcp.load_beside(tensors, checkpoint, ACTIVATIONS)
+    return tensors, bool(shapes)
+
+
+def _read_content(file: Path) -> Any:
     try:
-        content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+        return torch.load(file, map_location="cpu", mmap=True, weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
         raise CheckpointError(f"{file} cannot be read as a consolidated checkpoint: {error}") from error
+
+
+def _read_file(file: Path) -> tuple[dict[str, Tensor], int | None]:
+    content = _read_content(file)
     weights = content.get("model", content) if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(t, Tensor) for t in weights.values()):
         raise CheckpointError(f"{file} holds no state dict")

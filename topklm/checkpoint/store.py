@@ -1,8 +1,9 @@
 """The checkpoints of one run: written whole or not at all, verified, found again, and cleaned up.
 
 Layout, as in Meta Lingua: `checkpoints/{step:010d}/` with torch.distributed.checkpoint files (keys `model.<parameter>`
-and `optim...`), `params.json` (the whole configuration), `train_state_{rank:05d}.json`; ours beside it: `tokenizer/`
-and `files.json` (integrity.py). A checkpoint is written to `<step>.tmp` and renamed when all its files are there.
+and `optim...`; thresholds and norms of activations as `activation...`), `params.json` (the whole configuration),
+`train_state_{rank:05d}.json`; ours beside it: `tokenizer/` and `files.json` (integrity.py). A checkpoint is written to
+`<step>.tmp` and renamed when all its files are there.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.optim import Optimizer
 
@@ -28,6 +29,8 @@ from topklm.checkpoint.integrity import FILES, defects, digest, write_json
 from topklm.errors import CheckpointError
 
 log = logging.getLogger("topklm.checkpoint")
+ACTIVATIONS = "activation"
+"""Key of a checkpoint, beside `model` and `optim`, that holds the state of activations."""
 _STEP_NAME = re.compile(r"\d{10}")
 
 
@@ -92,8 +95,10 @@ class CheckpointStore:
         train_state: dict[str, Any],
         params: dict[str, Any],
         tokenizer_dir: Path,
+        activations: dict[str, Tensor] | None = None,
     ) -> None:
-        """Write the checkpoint of `step`. `train_state` is this rank's own; `params` the whole configuration.
+        """Write the checkpoint of `step`. `train_state` is this rank's own; `params` the whole configuration;
+        `activations` what `ActivationSteps.state_dict` gives, the same on every rank.
 
         With `async_save` it returns once the state is copied; the writing goes on in a thread. A failure there is
         raised by the next call of `save` or `finish`.
@@ -108,7 +113,9 @@ class CheckpointStore:
         self._barrier()
         write_json(part / f"train_state_{self.rank:05d}.json", train_state)
         model_state, optim_state = get_state_dict(model, optimizer)
-        state = {"model": model_state, "optim": optim_state}
+        state: dict[str, Any] = {"model": model_state, "optim": optim_state}
+        if activations:
+            state[ACTIVATIONS] = activations
         if not self.config.async_save:
             dcp.save(state, part, self.group)
             self._complete(part, final, step)
@@ -126,13 +133,18 @@ class CheckpointStore:
             failure, self._failure = self._failure, None
             raise CheckpointError(f"saving in the background failed: {failure}") from failure
 
-    def restore(self, path: Path, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
-        """Load weights and optimizer state in place, for any number of ranks; returns a rank's train state.
+    def restore(
+        self, path: Path, model: nn.Module, optimizer: Optimizer, activations: dict[str, Tensor] | None = None
+    ) -> dict[str, Any]:
+        """Load weights, optimizer state and `activations` in place, for any number of ranks; returns a rank's train
+        state.
 
         The train state is this rank's own, or rank 0's if the checkpoint was written by fewer ranks.
         """
         model_state, optim_state = get_state_dict(model, optimizer)
         state: dict[str, Any] = {"model": model_state, "optim": optim_state}
+        if activations:
+            state[ACTIVATIONS] = activations
         dcp.load(state, path, self.group)
         set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optim"])
         own = path / f"train_state_{self.rank:05d}.json"

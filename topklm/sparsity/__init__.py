@@ -8,9 +8,11 @@ from topklm.sparsity.masks import above, top_mask
 from topklm.sparsity.patch import activation_tensors, activations_of, get_alpha, measure_readers, set_alpha, sparsify
 from topklm.sparsity.saved import SAVED_OPS
 from topklm.sparsity.selection import select, topk
+from topklm.sparsity.steps import ActivationSteps
 
 __all__ = [
     "SAVED_OPS",
+    "ActivationSteps",
     "Health",
     "TopKConfig",
     "above",

@@ -49,8 +49,12 @@ class Activation:
     state_names: ClassVar[tuple[str, ...]] = ()
     """Attributes that are tensors [D] or 0-d in fp32, trained or measured: part of a checkpoint, outside the model's
     state dict. An `nn.Parameter` among them has an optimizer."""
+    lr: float = 0.003
+    """Highest learning rate of its parameters, the same in every block; it follows the schedule of the weights'."""
     trains_differently: bool = False
     """Whether training calls `in_training` instead of the activation."""
+    noncausal_training: bool = False
+    """Whether `in_training` looks at later tokens: then the training loss is no language model's, and is called so."""
     seen: Tensor | None = None
     """float64 [n]: sums over the tokens of the last forward pass in training, overwritten by each (also by one that is
     recomputed for the backward, with the same numbers)."""
@@ -105,9 +109,13 @@ class Activation:
     def at(self, alpha: float) -> None:
         """Told whenever alpha is set, before the next forward pass."""
 
+    def reads_at(self, step: int) -> bool:
+        """Whether `readers` wants to be told before training step `step`."""
+        return False
+
     def readers(self, matrices: Sequence[Tensor], gains: Sequence[Tensor]) -> None:
-        """Told at defined times what reads this stream next, for `normtopk`: matrices [out, D], which may be DTensors,
-        and the gain [D] of the norm before each."""
+        """Told at those times what reads this stream next: matrices [out, D], which may be DTensors, and the gain [D]
+        of the norm before each."""
 
     def update(self, seen: Tensor, skip: Tensor) -> Tensor | None:
         """Between the backward pass of a step and its optimizers: use `seen`, summed over micro-batches and ranks.

@@ -4,7 +4,7 @@
         model(tokens)
     health.summary()
 
-"Active" means selected and > 0. Outside the `with` a block does nothing for this.
+"Active" means selected and > 0 (`Activation.active`). Outside the `with` a block does nothing for this.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class _Layer:
 
     def add(self, activation: Activation, x: Tensor, keep: Tensor | None) -> None:
         counted = torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device) if keep is None else keep
-        active = activation.selected(x) & (x > 0) & counted.unsqueeze(-1)  # [..., D]
+        active = activation.active(x) & counted.unsqueeze(-1)  # [..., D]
         margin = activation.margin(x).double()
         sound = counted & margin.isfinite()
         l0 = active.sum(-1)  # [...]

@@ -23,6 +23,7 @@ from topklm.checkpoint import (
     list_checkpoints,
     load_weights,
     newest_good,
+    read_activations,
     read_weights,
     resolve,
 )
@@ -31,7 +32,7 @@ from topklm.data import TrainData, TrainLoader, open_data
 from topklm.errors import EXIT_PREEMPTED, DataError
 from topklm.model import build_model, init_weights
 from topklm.model.lingua import lingua_sha256
-from topklm.sparsity import alpha_at, get_alpha, set_alpha
+from topklm.sparsity import ActivationSteps, alpha_at, get_alpha, set_alpha
 from topklm.train.config import TrainConfig
 from topklm.train.evaluation import EVAL_METRICS, VALIDATION_METRICS, evaluate_step
 from topklm.train.metrics import Console, MetricsWriter, rewind_metrics
@@ -82,6 +83,7 @@ class Trainer:
         parallelize(self.model, world, config.distributed)
         self.model.to_empty(device=world.device)
         self.optimizer = build_optimizer(self.model, config.optim)
+        self.activations = ActivationSteps(self.model, reduce=world.mesh is not None)
         self.store = CheckpointStore(
             config.checkpoint_dir, config.checkpoint, world.rank, new_gloo_group(world, config.distributed)
         )
@@ -144,6 +146,7 @@ class Trainer:
         """
         config, world = self.config, self.world
         self._set_alpha(self.step)
+        self.activations.before(self.step)
         # The loss is the sum over target tokens over their global number. FSDP2 averages gradients over the ranks,
         # so each rank's share is scaled up by their number first.
         n_targets = batches.n_targets
@@ -155,6 +158,7 @@ class Trainer:
             batch = batch.to(world.device)
             loss = self.model(batch.tokens, batch.targets, document_ids=batch.document_ids, reduction="sum")
             (loss * scale).backward()
+            self.activations.add()
             total += loss.detach()
         own_loss = total.clone()
         if world.mesh is not None:
@@ -171,6 +175,7 @@ class Trainer:
             self.guard.check()
         self.optimizer.step()
         self.optimizer.zero_grad()
+        self.activations.finish(rate / config.optim.lr, self.optimizer.found_inf)  # type: ignore[attr-defined]
         return mean_loss, grad_norm, rate
 
     def _after_step(self, loss: Tensor, grad_norm: Tensor, rate: float) -> None:
@@ -192,7 +197,9 @@ class Trainer:
         figures: dict[str, Any] = {
             "global_step": self.step,
             "acc_step": 0,
-            "loss/out": loss_value,
+            # A loss that knows later tokens is no language model's, and must not be taken for one.
+            "loss/out_noncausal" if self.activations.noncausal else "loss/out": loss_value,
+            **self.activations.figures(),
             "optim/grad_norm": norm_value,
             "optim/lr": rate,
             "optim/total_tokens": self.step * tokens,
@@ -206,7 +213,7 @@ class Trainer:
         utilisation = figures.get("speed/mfu")
         self.console.update(
             self.step,
-            f"loss {loss_value:.4f}"
+            f"loss {loss_value:.4f}{' (not causal)' if self.activations.noncausal else ''}"
             + (f"  alpha {alpha:.3f}" if alpha is not None else "")
             + f"  {figures['speed/tokens_per_second']:,.0f} tok/s"
             + (f"  mfu {utilisation:.1%}" if utilisation is not None else ""),
@@ -237,7 +244,10 @@ class Trainer:
             "rng": rng_state(self.world.device),
         }
         with self.throughput.pause():
-            self.store.save(self.step, self.model, self.optimizer, state, self._params(), self.data.tokenizer_dir)
+            self.store.save(
+                self.step, self.model, self.optimizer, state, self._params(), self.data.tokenizer_dir,
+                self.activations.state_dict(),
+            )  # fmt: skip
         self._saved_at = self.step
 
     def _params(self) -> dict[str, Any]:
@@ -259,7 +269,7 @@ class Trainer:
         if path is None and init is not None and config.checkpoint.continue_training_from_init:
             path = resolve(Path(init))
         if path is not None:
-            state = self.store.restore(path, self.model, self.optimizer)
+            state = self.store.restore(path, self.model, self.optimizer, self.activations.state_dict())
             if state["data"]["fingerprint"] != self.data.fingerprint:
                 raise DataError(
                     f"the prepared data in {config.data.root_dir} are not those that {path} was trained on (their "
@@ -274,6 +284,7 @@ class Trainer:
             source = resolve(Path(init))
             weights, _ = read_weights(source, build_model(config.model, None, "meta"))
             load_weights(self.model, weights)
+            read_activations(source, self.model, required=False)
             self._source = {"path": str(source), "sha256": content_hash(source) if self.world.is_main else None}
             log.info("starting from the weights of %s", init)
         else:
@@ -315,7 +326,7 @@ class Trainer:
         n = self.config.model.n_params
         log.info(
             "%s: %.1f M parameters, %s, %d rank(s) on %s, global batch %d x %d tokens, checkpoints found: %d",
-            self.config.name, n / 1e6, "dense" if self.config.topk is None else f"TopK k={self.config.topk.k}",
+            self.config.name, n / 1e6, self._kind(),
             self.world.size, self.world.device.type, self._batch_size, self.config.data.seq_len,
             len(list_checkpoints(self.store.directory)),
         )  # fmt: skip
@@ -326,6 +337,10 @@ class Trainer:
         return stack.enter_context(
             MetricsWriter(self.config.logging, self.dump_dir, self.config.name, to_dict(self.config), self.step)
         )
+
+    def _kind(self) -> str:
+        topk = self.config.topk
+        return "dense" if topk is None else f"{'TopK' if topk.activation == 'topk' else topk.activation} k={topk.k}"
 
     def _provenance(self) -> dict[str, Any]:
         """What decides the run's figures and is not in its configuration."""
