@@ -62,7 +62,7 @@ def serving(endpoint):
     """The endpoint on a port of this machine, while inside."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(endpoint))
     endpoint.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
         yield endpoint

@@ -9,7 +9,8 @@ SENSES = {
     "noun": {
         "dog": [("noun.animal", 42), ("noun.person", 0)], "bread": [("noun.food", 9)], "cheese": [("noun.food", 3)],
         "saw": [("noun.artifact", 1)], "child": [("noun.person", 80)], "building": [("noun.artifact", 20)],
-        "run": [("noun.act", 3)], "city": [("noun.location", 5)], "in": [("noun.quantity", 0)], "box": [("noun.artifact", 4)],
+        "run": [("noun.act", 3)], "city": [("noun.location", 5)], "in": [("noun.quantity", 0)],
+        "box": [("noun.artifact", 4)],
         "ash": [("noun.substance", 0), ("noun.plant", 0)], "state_of_war": [("noun.state", 0)],
     },
     "verb": {
