@@ -1,0 +1,1 @@
+"""Histories as figures, tables and sentences: one dimension, identity match, persistence. Plain numbers in."""
