@@ -17,14 +17,14 @@ if __package__ != "apps":
 import sys
 
 from apps._program import run
-from topklm.launch import SweepConfig, sweep
+from topklm.launch import SweepConfig, run_sweep
 
 
 def main(config: SweepConfig) -> int:
     if config.dry_run:
         dry_run(config)
         return 0
-    return sweep(config)
+    return run_sweep(config)
 
 
 def dry_run(config: SweepConfig) -> None:

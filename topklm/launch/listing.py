@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from topklm.launch.config import SweepConfig
 from topklm.launch.estimate import Size, size_of, speed
-from topklm.launch.plan import PlannedRun, plan, swept_keys
+from topklm.launch.plan import PlannedRun, plan_runs, swept_keys
 from topklm.launch.progress import clock
 from topklm.launch.state import RunState, state_of
 from topklm.launch.sweep import ranks_of, summary
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def listing(config: SweepConfig) -> list[Any]:
     """A rich table with a row per run, and sentences on the whole and on the estimates."""
-    runs, ranks = plan(config), ranks_of(config)
+    runs, ranks = plan_runs(config), ranks_of(config)
     sizes = {run.name: size_of(run, ranks) for run in runs}
     states = {run.name: state_of(run) for run in runs}
     flops_per_second, source = speed(runs, ranks, config.estimate)

@@ -7,7 +7,7 @@ from pathlib import Path
 from topklm.checkpoint import list_checkpoints
 from topklm.checkpoint.integrity import checkpoint_hash
 from topklm.launch.config import SweepConfig
-from topklm.launch.plan import PlannedRun, plan, swept_keys
+from topklm.launch.plan import PlannedRun, plan_runs, swept_keys
 from topklm.launch.state import state_of
 from topklm.report.result import Result
 from topklm.report.sweeps import SweepRun, write_sweep
@@ -15,7 +15,7 @@ from topklm.report.sweeps import SweepRun, write_sweep
 
 def report(config: SweepConfig) -> tuple[Result, list[Path]]:
     """Write what came of a sweep so far; returns the result and its files. Unfinished runs are shown as such."""
-    runs = plan(config)
+    runs = plan_runs(config)
     return write_sweep(
         [_with_state(run) for run in runs],
         Path(config.out or Path(config.dump_dir) / "report"),

@@ -23,6 +23,7 @@ log = logging.getLogger("topklm.launch")
 RUN_YAML = "run.yaml"
 """The configuration that the sweep asked a run for, in the run's directory."""
 RESERVED = ("report", "slurm")
+_MISSING = object()
 _FIELD = re.compile(r"\{([^{}]*)\}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]*")
 
@@ -36,7 +37,7 @@ class PlannedRun:
     config: TrainConfig
     """The whole configuration, as `python -m apps.train` gets it."""
     swept: dict[str, Any]
-    """The values of the swept keys; of a dense twin, of those that a dense model has."""
+    """The values of all swept keys that it has, also where only other runs change them."""
     seed: int
     """The seed of the sweep, or the configuration's own."""
     twin: str | None = None
@@ -61,7 +62,7 @@ def swept_keys(config: SweepConfig) -> list[str]:
     return list(dict.fromkeys([*(key for settings in config.runs for key in settings), *config.grid]))
 
 
-def plan(config: SweepConfig) -> list[PlannedRun]:
+def plan_runs(config: SweepConfig) -> list[PlannedRun]:
     """All runs of a sweep, the dense twins first.
 
     Raises `ConfigError` with every problem of every run: keys and values, names that collide, configurations that
@@ -84,9 +85,7 @@ def plan(config: SweepConfig) -> list[PlannedRun]:
                 twin = twins.setdefault(_essence(twin.config), twin)
                 runs[-1] = dataclasses.replace(run, twin=twin.name)
         except ConfigError as error:
-            problems += [
-                Problem(p.key, f"{p.message} (in the run {where})" if where else p.message) for p in error.problems
-            ]
+            problems += [Problem(p.key, f"{p.message} (with {where})" if where else p.message) for p in error.problems]
     for problem in unused:
         log.warning("%s has no effect here: %s", problem.key, problem.message)
     runs = _with_twins(runs, list(twins.values()))
@@ -119,16 +118,41 @@ def _planned(
         tree["topk"] = None
     if problems:
         raise ConfigError(problems)
-    swept = {key: value for key, value in point.items() if not (dense and key.partition(".")[0] == "topk")}
-    pattern = (config.twin_name if dense else config.run_name) or _pattern(config, swept, dense)
-    name = formatted(pattern, resolved({**tree, "name": config.name, "dump_dir": config.dump_dir}))
-    tree |= {"name": name, "dump_dir": str(Path(config.dump_dir) / name)}
+    tree |= {"name": config.name, "dump_dir": config.dump_dir}
     found: list[Problem] = []
     try:
-        made = build(TrainConfig, resolved(tree), unused=found)
+        made = build(TrainConfig, _resolved(tree), unused=found)
     finally:
         unused.update(dict.fromkeys(found))
+    whole = to_dict(made)
+    swept = {
+        key: value
+        for key in swept_keys(config)
+        if not (dense and key.partition(".")[0] == "topk") and (value := _at(whole, key)) is not _MISSING
+    }
+    name = formatted((config.twin_name if dense else config.run_name) or _pattern(config, swept, dense), whole)
+    names = {"name": name, "dump_dir": str(Path(config.dump_dir) / name)}
+    # Again, because other keys may refer to these.
+    made = build(TrainConfig, resolved(tree | names)) if _refers(tree) else dataclasses.replace(made, **names)
     return PlannedRun(name=name, config=made, swept=swept, seed=made.seed if seed is None else seed)
+
+
+def _refers(tree: dict[str, Any]) -> bool:
+    """Whether there are interpolations; most trees have none, and resolving them is slow."""
+    return "$" in json.dumps(tree, default=str)
+
+
+def _resolved(tree: dict[str, Any]) -> dict[str, Any]:
+    return resolved(tree) if _refers(tree) else tree
+
+
+def _at(tree: dict[str, Any], key: str) -> Any:
+    node: Any = tree
+    for part in key.split("."):
+        if not isinstance(node, dict) or part not in node:
+            return _MISSING
+        node = node[part]
+    return node
 
 
 def _pattern(config: SweepConfig, swept: dict[str, Any], dense: bool) -> str:
@@ -180,20 +204,16 @@ def _essence(config: TrainConfig) -> str:
 
 def _clashes(runs: list[PlannedRun]) -> Iterator[Problem]:
     names: dict[str, PlannedRun] = {}
-    essences: dict[str, str] = {}
     places: dict[Path, str] = {}
     for run in runs:
         other = names.setdefault(run.name, run)
         if other is not run:
             differ = [key for key in {**run.swept, **other.swept} if run.swept.get(key) != other.swept.get(key)]
             differ += ["seed"] if run.seed != other.seed else []
-            yield Problem(
-                "twin_name" if run.is_dense and other.is_dense else "run_name",
-                f"two runs are called {run.name}; put {', '.join(f'{{{key}}}' for key in differ) or 'more'} into it",
-            )
+            advice = f"put {', '.join(f'{{{key}}}' for key in differ)} into it" if differ else "they are the same"
+            key = "twin_name" if run.is_dense and other.is_dense else "run_name"
+            yield Problem(key, f"two runs are called {run.name}; {advice}")
             continue
-        if (twice := essences.setdefault(_essence(run.config), run.name)) != run.name:
-            yield Problem("grid", f"{twice} and {run.name} are the same run: the same configuration but for the name")
         if (shared := places.setdefault(run.config.checkpoint_dir.resolve(), run.name)) != run.name:
             yield Problem(
                 "checkpoint.path", f"{shared} and {run.name} would share {run.config.checkpoint_dir}; leave it null"

@@ -14,7 +14,7 @@ from topklm.launch.check import check_runs
 from topklm.launch.config import SweepConfig
 from topklm.launch.estimate import size_of
 from topklm.launch.local import places, train_here
-from topklm.launch.plan import PlannedRun, plan, swept_keys
+from topklm.launch.plan import PlannedRun, plan_runs, swept_keys
 from topklm.launch.progress import SweepProgress
 from topklm.launch.slurm import submit
 from topklm.launch.state import RunState, state_of
@@ -25,14 +25,14 @@ INDEX = "sweep.json"
 """What the runs are, and the command that trains each of them alone: in the directory of the sweep."""
 
 
-def sweep(config: SweepConfig) -> int:
+def run_sweep(config: SweepConfig) -> int:
     """Train every run of a sweep that is not finished; returns the exit code.
 
     0: all are finished, or were given to SLURM; 1: some failed, the log says which and why; 75: stopped by a signal
     after the runs saved. The same call again goes on. Raises `ConfigError` with everything that is wrong with any run
     before the first one starts.
     """
-    runs = plan(config)
+    runs = plan_runs(config)
     check_runs(runs, ranks_of(config))
     place = place_of(config)
     write_index(config, runs, place)

@@ -78,7 +78,11 @@ def against_swept(
                 panel.axhline(1.0, color="#444444", linewidth=0.9, linestyle=(0, (1, 2)))
             panel.set_ylabel(label)
         axis.dress(axes[-1])
-        axes[0].set_title("points: seeds; line: their mean", fontsize=9, color="#555555")
+        axes[0].set_title(
+            "points: seeds; bar and line: their mean; band: from the lowest to the highest seed",
+            fontsize=9,
+            color="#555555",
+        )
         legend_below(figure, [axes[0]], 2)
     return figure
 

@@ -1,0 +1,46 @@
+"""Stands for apps.train in tests of what starts it: writes the checkpoints of a run at once, or does as it is told.
+
+`python -m tests.unit.launch.fake_train config=RUN_YAML`; the learning rate says what it does: 4 fails with exit code 4,
+75 waits for SIGTERM the first time, upon which it "saves" and ends with 75, 9 waits and does not listen.
+"""
+
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+
+import yaml
+
+
+def main(path):
+    config = yaml.safe_load(path.read_text())
+    directory = Path(config["dump_dir"])
+    with (directory / "starts").open("a") as file:
+        file.write("x")
+    print(f"training {config['name']}", flush=True)
+    rate = config["optim"]["lr"]
+    if rate == 4:
+        print("the loss is not finite", file=sys.stderr)
+        return 4
+    if rate in (75, 9) and not (directory / "checkpoints").exists():
+        stop = []
+        signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
+        (directory / "ready").touch()
+        while not stop or rate == 9:
+            time.sleep(0.01)
+        save(directory, config, 1)
+        return 75
+    save(directory, config, config["steps"])
+    return 0
+
+
+def save(directory, config, step):
+    place = directory / "checkpoints" / f"{step:010d}"
+    place.mkdir(parents=True)
+    (place / "params.json").write_text(json.dumps(config))
+    (directory / "metrics.jsonl").write_text(json.dumps({"global_step": step, "loss/out": 1.0}) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1].removeprefix("config="))))
