@@ -55,7 +55,7 @@ class ReportConfig:
 def main(config: ReportConfig) -> None:
     from rich.console import Console
 
-    from topklm.report.neurons import read_measured, verdicts, write_neurons
+    from topklm.report.neurons import over_seeds, read_measured, seed_statements, verdicts, write_neurons
     from topklm.report.result import read_results
     from topklm.report.tables import rich_tables
 
@@ -81,7 +81,7 @@ def main(config: ReportConfig) -> None:
         written += write_report(comparison, runs, out)
     if measured:
         written += write_neurons(measured, out, results)
-        for statement in verdicts(measured):
+        for statement in [*seed_statements(over_seeds(measured)), *verdicts(measured)]:
             console.print(statement, highlight=False, markup=False, soft_wrap=True)
     console.print("written: " + ", ".join(map(str, written)), highlight=False, markup=False, soft_wrap=True)
 

@@ -74,8 +74,7 @@ def twins(topk: Measured, shown: Sequence[Measured], cut: bool, initial: bool = 
 
 
 def _verdict(topk: Measured, shown: Sequence[Measured], measured: Sequence[Measured]) -> str:
-    layers = [layer for layer in topk.bundle.layers if topk.bundle.meta.layers[str(layer)] == "topk"]
-    if not layers:
+    if "topk" not in topk.bundle.meta.layers.values():
         return f"{topk.name} is still annealing (alpha {topk.alpha:g}): nothing can be said of it as a TopK model yet."
     k = (topk.bundle.meta.model.topk or {}).get("k")
     found = twins(topk, shown, cut=True)
@@ -85,12 +84,11 @@ def _verdict(topk: Measured, shown: Sequence[Measured], measured: Sequence[Measu
             f"read through the same ReLU and top-{k}, at the same step, is missing (python -m apps.collect "
             f"ckpt=DENSE_RUN 'read_topk={{k: {k}}}', then apps.entropy)."
         )
-    return " ".join(_against(topk, twin, layers, shown) for twin in found)
+    return " ".join(_against(topk, twin, shown) for twin in found)
 
 
-def _against(topk: Measured, twin: Measured, layers: Sequence[int], shown: Sequence[Measured]) -> str:
-    layers = [layer for layer in layers if twin.bundle.meta.layers.get(str(layer)) == "topk"]
-    if not layers:
+def _against(topk: Measured, twin: Measured, shown: Sequence[Measured]) -> str:
+    if not (layers := topk_layers(topk, twin)):
         return f"{topk.name} and {twin.label} have no TopK layer in common."
     corrected = gap(topk, twin, layers)
     low, high = (corrected.difference + sign * Z * corrected.error for sign in (-1, 1))
@@ -118,22 +116,34 @@ def _against(topk: Measured, twin: Measured, layers: Sequence[int], shown: Seque
     return text
 
 
-def _extrapolated(topk: Measured, twin: Measured, layers: Sequence[int]) -> tuple[str, bool]:
-    """(what the difference comes to on more tokens, as far as both begin to converge; whether it stays below 0 there).
-
-    Without limits nothing is known against it: True.
-    """
+def extrapolated_gap(topk: Measured, twin: Measured, layers: Sequence[int]) -> tuple[float, list[int]]:
+    """(the difference of the means extrapolated over corpus size, the layers of which both have one); NaN for none."""
     a, b = (
         {row["layer"]: row["limit"] for row in each.entropy["convergence"] if row["limit"] is not None}
         for each in (topk, twin)
     )
     both = [layer for layer in layers if layer in a and layer in b]
+    return (sum(a[layer] - b[layer] for layer in both) / len(both) if both else math.nan), both
+
+
+def _extrapolated(topk: Measured, twin: Measured, layers: Sequence[int]) -> tuple[str, bool]:
+    """(what the difference comes to on more tokens, as far as both begin to converge; whether it stays below 0 there).
+
+    Without limits nothing is known against it: True.
+    """
+    difference, both = extrapolated_gap(topk, twin, layers)
     if not both:
         return "It cannot be extrapolated over corpus size from these bundles: more tokens may change it.", True
-    difference = sum(a[layer] - b[layer] for layer in both) / len(both)
     where = "" if both == list(layers) else f" (layers {', '.join(map(str, both))}: the others do not converge yet)"
     return f"Extrapolated over corpus size{where} the difference is {difference:+.2f} nats.", difference < 0
 
 
+def topk_layers(topk: Measured, twin: Measured) -> list[int]:
+    """The layers that both are read as TopK in."""
+    a, b = (each.bundle.meta.layers for each in (topk, twin))
+    return [layer for layer in topk.bundle.layers if a[str(layer)] == b.get(str(layer)) == "topk"]
+
+
 def _shape(each: Measured) -> dict[str, object]:
+    """Of equal shapes are models that begin from the same weights: the seed is part of it."""
     return {key: value for key, value in each.bundle.meta.model.model.items() if key not in INDIFFERENT}

@@ -13,6 +13,7 @@ from topklm.report.figure import save
 from topklm.report.neurons.clouds import convergence_figure, density_figure
 from topklm.report.neurons.depth import depth_figure, silent_figure
 from topklm.report.neurons.read import Measured, comparable
+from topklm.report.neurons.seeds import over_seeds, seed_statements, seed_table
 from topklm.report.neurons.series import newest
 from topklm.report.neurons.tables import bundle_table, layer_table, neuron_tables
 from topklm.report.neurons.training import training_figure
@@ -71,21 +72,28 @@ def _make(measured: Sequence[Measured], directory: Path, results: Sequence[ReadR
     labelled = any(each.labels for each in shown)
     neurons = [(each, neuron_tables(each, labelled)) for each in shown]
     layers, bundles = layer_table(measured), bundle_table(measured)
-    statements = verdicts(measured)
+    seeds = over_seeds(measured)
+    statements = [*seed_statements(seeds), *verdicts(measured)]
     warnings = [
         f"Shown side by side by force: {reason}; the figures do not compare." for reason in comparable(measured)
     ]
+    of_seeds = [seed_table(seeds)] if seeds else []
     sections = [
         Section("Figures", pictures=pictures),
         *(result.section for result in results),
         Section("Neurons", folded=[(each.label, tables) for each, tables in neurons]),
+        *([Section("Seeds", tables=of_seeds)] if seeds else []),
         Section("Layers", tables=[layers]),
         Section("Provenance", tables=[bundles]),
     ]
     every = [table for _, tables in neurons for table in tables]
     texts = {
         "index.html": page("What the neurons respond to", statements, warnings, sections),
-        "neurons.md": markdown([layers, *every, bundles], "What the neurons respond to", [*statements, *warnings]),
+        "neurons.md": markdown(
+            [*of_seeds, layers, *every, bundles],
+            "What the neurons respond to",
+            [*statements, *warnings],
+        ),
         "neurons.csv": _neurons_csv(neurons),
         "layers.csv": csv_text([layers]),
         "bundles.csv": csv_text([bundles]),

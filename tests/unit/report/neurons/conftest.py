@@ -42,7 +42,7 @@ class Planter:
     def __call__(
         self, name, *, run="topk", step=100, alpha=0.0, init="checkpoint", cut=None, level=2.0, spread=0.1,
         windows="w" * 64, tokenizer="t" * 64, settings=SETTINGS, limits=True, anneal=50, fired=500,
-        preset="recommended",
+        preset="recommended", seed=None,
     ):  # fmt: skip
         is_topk = run.startswith("topk")
         tail = TAIL if is_topk else 0
@@ -53,6 +53,7 @@ class Planter:
         model = dataclasses.replace(
             meta.model, run=run, path=f"{self.root}/runs/{run}/checkpoints/{step:010d}", step=step, init=init,
             alpha=alpha if is_topk else None, topk=topk,
+            model=meta.model.model | ({} if seed is None else {"seed": seed}),
         )  # fmt: skip
         corpus = dataclasses.replace(meta.corpus, tokenizer_sha256=tokenizer)
         reading = Reading(site="post", read_topk=cut)
