@@ -131,9 +131,11 @@ def _planned(
         if not (dense and key.partition(".")[0] == "topk") and (value := _at(whole, key)) is not _MISSING
     }
     name = formatted((config.twin_name if dense else config.run_name) or _pattern(config, swept, dense), whole)
-    names = {"name": name, "dump_dir": str(Path(config.dump_dir) / name)}
-    # Again, because other keys may refer to these.
-    made = build(TrainConfig, resolved(tree | names)) if _refers(tree) else dataclasses.replace(made, **names)
+    dump_dir = str(Path(config.dump_dir) / name)
+    if _refers(tree):  # perhaps to these two
+        made = build(TrainConfig, resolved({**tree, "name": name, "dump_dir": dump_dir}))
+    else:
+        made = dataclasses.replace(made, name=name, dump_dir=dump_dir)
     return PlannedRun(name=name, config=made, swept=swept, seed=made.seed if seed is None else seed)
 
 
