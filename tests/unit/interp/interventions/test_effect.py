@@ -22,6 +22,14 @@ def seen(model, ids, layer):
     return found[0]
 
 
+def chosen(model, ids, layer):
+    """Which neurons a block selects, bool [B, T, D]."""
+    found = []
+    with tap(model, [layer], lambda i, output, pre, activation: found.append(activation.selected(pre))) as forward:
+        forward(ids)
+    return found[0]
+
+
 def where_of(positions, length):
     if isinstance(positions, torch.Tensor):
         return positions[0].tolist()
@@ -70,11 +78,9 @@ def test_any_list_of_interventions_is_the_hand_computed_forward_pass(edits, alph
 @settings(max_examples=40, deadline=None)
 def test_adding_before_the_cut_evicts_one_where_the_neuron_enters_and_none_elsewhere(neuron, offset, seed):
     model, ids = tiny(), tokens(2, LENGTH, seed=seed)
-    activation = model.layers[1].__dict__["_topk"].activation
-    plain, _ = seen(model, ids, 1)
+    (plain, _), before = seen(model, ids, 1), chosen(model, ids, 1)
     with intervene(model, [Intervention(layer=1, neurons=[neuron], site="pre", op="add", value=offset)]):
-        steered, _ = seen(model, ids, 1)
-    before, after = activation.selected(plain), activation.selected(steered)
+        after = chosen(model, ids, 1)
     entered = after[..., neuron] & ~before[..., neuron]
     left = before[..., neuron] & ~after[..., neuron]
     others = torch.arange(D) != neuron

@@ -129,10 +129,9 @@ def test_a_compiled_model_is_changed_and_its_graphs_are_used_again_afterwards(ho
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("loaded", [True, False])
-def test_what_is_compiled_inside_is_changed_and_forgets_it(loaded, monkeypatch):
-    if not loaded:  # the compiler was not there when the context began, and then nothing keeps it out
-        monkeypatch.setattr(module, "_eagerly", nullcontext)
+def test_what_is_compiled_inside_is_changed_and_forgets_it(monkeypatch):
+    # As if the compiler had not been there when the context began: then nothing keeps it out.
+    monkeypatch.setattr(module, "_eagerly", nullcontext)
     model, ids = tiny(), tokens(2, 6)
     with torch.no_grad():
         plain = model(ids)
@@ -141,10 +140,7 @@ def test_what_is_compiled_inside_is_changed_and_forgets_it(loaded, monkeypatch):
             compiled = torch.compile(model, backend="eager")
             torch.testing.assert_close(compiled(ids), expected, rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(compiled(ids), plain, rtol=1e-9, atol=1e-9)
-        with intervene(model, EDITS[:1]):
-            other = model(ids)
-            torch.testing.assert_close(compiled(ids), other, rtol=1e-9, atol=1e-9)
-    assert not torch.allclose(other, expected)
+    assert not torch.allclose(plain, expected)
     torch._dynamo.reset()
 
 
