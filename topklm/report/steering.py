@@ -108,13 +108,19 @@ def verdict(curve: DoseCurve) -> str:
     shown = max(found or curve.doses, key=_wanted)
     where = f" at {', '.join(map(_dose, found))}" if found else ""
     mean = _mean(shown.control_rates)
-    price = _mean(shown.control_perplexities) / curve.perplexity.value
+    price = _geometric(shown.control_perplexities) / curve.perplexity.value
+    best = "" if found else f" and {_most(shown.control_rates):.1%} for the best of them, {best_control(curve, shown)},"
     return (
         f"{told} {'beats' if found else 'does not beat'} its controls{where} ({test}): at {_dose(shown)} "
         f"{_percent(shown.rate)} of the generated tokens are in its set of {_many(curve.n_concept, 'token type')}, "
-        f"against {mean:.1%} for its controls and {curve.rate.value:.1%} unsteered, at {shown.price.value:.2f} "
+        f"against {mean:.1%} for its controls{best} and {curve.rate.value:.1%} unsteered, at {shown.price.value:.2f} "
         f"({shown.price.low:.2f} ... {shown.price.high:.2f}) times the unsteered perplexity (controls: {price:.2f})."
     )
+
+
+def best_control(curve: DoseCurve, dose: Dose) -> str:
+    """The control with the highest rate at a dose, LAYER:INDEX."""
+    return max(zip(dose.control_rates, curve.controls, strict=True), key=lambda pair: (pair[0] == pair[0], pair[0]))[1]
 
 
 def summary(curves: Sequence[DoseCurve]) -> str:
@@ -123,7 +129,7 @@ def summary(curves: Sequence[DoseCurve]) -> str:
     beat = sum(curve.p <= P for curve in tested)
     return (
         f"{beat} of {_many(len(tested), 'neuron')} tested beat their controls at p ≤ {P:g}; about "
-        f"{P * len(tested):.1f} would if steering had no effect of its own."
+        f"{P * len(tested):.2g} would if steering had no effect of its own."
     )
 
 
@@ -163,7 +169,8 @@ def dose_table(curves: Sequence[DoseCurve]) -> Table:
                     "repeated": dose.repeated, "controls": len(dose.control_rates), "p": dose.p,
                     "control_rate": _mean(dose.control_rates),
                     "control_rate_least": _least(dose.control_rates), "control_rate_most": _most(dose.control_rates),
-                    "control_perplexity": _mean(dose.control_perplexities),
+                    "best_control": best_control(curve, dose),
+                    "control_perplexity": _geometric(dose.control_perplexities),
                     "control_repeated": dose.control_repeated,
                 }
             )  # fmt: skip
@@ -172,7 +179,7 @@ def dose_table(curves: Sequence[DoseCurve]) -> Table:
         Column("rate", "concept rate", "{:.2%}"), Column("rate_low", "from", "{:.2%}"),
         Column("rate_high", "to", "{:.2%}"),
         Column("control_rate", "controls, mean", "{:.2%}"), Column("control_rate_least", "least", "{:.2%}"),
-        Column("control_rate_most", "most", "{:.2%}"),
+        Column("control_rate_most", "most", "{:.2%}"), Column("best_control", "of"),
         Column("lead", "above controls", "{:+.2%}"), Column("lead_low", "from", "{:+.2%}"),
         Column("lead_high", "to", "{:+.2%}"), Column("p", "p (adjusted)", "{:.3f}"),
         Column("perplexity", "perplexity", "{:.1f}"), Column("perplexity_low", "from", "{:.1f}"),
@@ -183,7 +190,8 @@ def dose_table(curves: Sequence[DoseCurve]) -> Table:
     ]  # fmt: skip
     note = (
         "Concept rate: share of the generated tokens in the steered neuron's top-token set, the same set for its "
-        "controls. Perplexity under the unsteered model. Intervals: bootstrap over texts, paired by random numbers."
+        "controls. Perplexity under the unsteered model, of controls the geometric mean. Intervals: "
+        "bootstrap over texts, paired by random numbers."
     )
     return Table("Dose-response", note, columns, rows)
 
@@ -235,11 +243,12 @@ def dose_figure(curve: DoseCurve, provenance: Sequence[str]) -> Drawing:
         perplexity.set_yscale("log")
         _plain_ticks(perplexity)
         _dose_axis(rate, perplexity, curve)
-        legend_below(figure, [rate], 2)
+        test = f"p = {curve.p:.2g} over {_many(len(curve.doses), 'dose')} against {_many(n, 'control')}"
+        legend_below(figure, [rate], 3, f"{test}; filled markers: p ≤ {P:g} at the dose")
     low, high = min(curve.control_densities), max(curve.control_densities)
     text = (
-        f"{curve.n_samples} texts a point from one prompt; lines and bars: estimates with intervals over texts; band: "
-        f"from the least to the most of {n} random neurons of the same layer (density {low:.2%} ... {high:.2%}, the "
+        f"{curve.n_samples} texts a point from one prompt; lines and bars: estimates with intervals over texts; grey: "
+        f"{n} random neurons of the same layer (density {low:.2%} ... {high:.2%}, the "
         f"steered neuron's {curve.density:.2%}), steered with the same "
         f"{'offsets' if curve.same_dose else 'multiples of their own percentiles'}. Filled markers: p ≤ {P:g} against "
         "the controls, adjusted for the number of doses."
@@ -258,11 +267,15 @@ def _panel(axis: Axes, curve: DoseCurve, name: str, factor: float, n: int) -> No
     others = [dose.control_rates if name == "rate" else dose.control_perplexities for dose in curve.doses]
     axis.fill_between(
         x, [factor * _least(each) for each in others], [factor * _most(each) for each in others],
-        color=COLOURS[6], alpha=0.13, linewidth=0, label=f"{n} controls, least to most",
+        color="#888888", alpha=0.14, linewidth=0, label=f"{n} controls, least to most",
     )  # fmt: skip
+    for i in range(n):
+        label = "each control" if i == 0 else None
+        axis.plot(x, [factor * each[i] for each in others], color="#888888", linewidth=0.6, alpha=0.7, label=label)
+    middle = _mean if name == "rate" else _geometric
     axis.plot(
-        x, [factor * _mean(each) for each in others], color="#666666", linestyle="--", linewidth=1.3,
-        label="controls, mean",
+        x, [factor * middle(each) for each in others], color="#444444", linestyle="--", linewidth=1.5,
+        label="their mean",
     )  # fmt: skip
     base: Estimate = getattr(curve, name)
     axis.axhspan(factor * base.low, factor * base.high, color=COLOURS[0], alpha=0.15, linewidth=0)
@@ -299,7 +312,8 @@ def _dose_axis(rate: Axes, perplexity: Axes, curve: DoseCurve) -> None:
 def _plain_ticks(axis: Axes) -> None:
     from matplotlib.ticker import LogLocator, ScalarFormatter
 
-    axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    low, high = axis.get_ylim()
+    axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 200 * low else (1.0,)))
     axis.yaxis.set_major_formatter(ScalarFormatter())
     axis.yaxis.set_minor_locator(LogLocator(subs=()))
 
@@ -328,6 +342,11 @@ def _known(values: Sequence[float]) -> list[float]:
 
 def _mean(values: Sequence[float]) -> float:
     return math.fsum(_known(values)) / len(_known(values))
+
+
+def _geometric(values: Sequence[float]) -> float:
+    """Geometric mean, of perplexities: one control that writes nonsense does not speak for all."""
+    return math.exp(math.fsum(map(math.log, _known(values))) / len(_known(values)))
 
 
 def _least(values: Sequence[float]) -> float:

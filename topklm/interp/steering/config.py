@@ -137,6 +137,8 @@ class DoseConfig(SteerConfig):
             yield Problem("bundle", "is missing: statistics of this checkpoint, python -m apps.collect ckpt=...")
         if self.out is None:
             yield Problem("out", "is null: give a directory")
+        if self.offset is not None:
+            yield Problem("offset", "is for texts; a dose-response takes a grid, offsets=[1x,2x]")
         if self.controls < 1:
             yield Problem("controls", f"{self.controls} is below 1: without controls there is nothing to compare with")
         if not 1 <= self.density_tolerance < float("inf"):
