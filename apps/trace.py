@@ -65,7 +65,7 @@ def _do(compute: Callable[..., Result], config: Any, default: str) -> None:
     console.print("written: " + ", ".join(map(str, written)), highlight=False, markup=False, soft_wrap=True)
 
 
-def _main(args: list[str]) -> None:
+def main(args: list[str]) -> None:
     """The first word says what is done; further words without `=` are bundles."""
     mode = args.pop(0) if args and args[0] in MODES else "trace"
     if {"-h", "--help"} & set(args) and len(args) == 1 and mode == "trace":
@@ -76,9 +76,9 @@ def _main(args: list[str]) -> None:
         sys.exit(0)
     paths = [arg for arg in args if "=" not in arg and not arg.startswith("-")]
     args = [arg for arg in args if arg not in paths]
-    main, schema = MODES[mode]
-    run(main, schema, "trace", DOC, [*args, *([f"bundles={paths!r}"] if paths else [])])
+    job, schema = MODES[mode]
+    run(job, schema, "trace", DOC, [*args, *([f"bundles={paths!r}"] if paths else [])])
 
 
 if __name__ == "__main__":
-    _main(sys.argv[1:])
+    main(sys.argv[1:])

@@ -261,3 +261,15 @@ def test_of_equal_hashes_the_first_position_is_sampled():
             reading = read_layer(torch.ones(1, 1, 1), None, None, alpha=None)
             acc.add(reading, TokenBatch.of(np.zeros(1, int), np.array([position])))
         assert acc.contexts.sample.position.max() == early
+
+
+def test_a_pass_that_was_begun_before_runs_were_counted_ends_without_them():
+    x, types, positions, next_fired = planted(3)
+    begun = accumulator("topk", x.shape[1])
+    feed(begun, "topk", x, types, positions, next_fired, slice(0, 30))
+    older = dataclasses.replace(statistics(begun, types[:30]), fired_runs=None)
+    acc = accumulator("topk", x.shape[1])
+    acc.load(older, np.arange(V), 30)
+    feed(acc, "topk", x, types, positions, next_fired, slice(30, 70))
+    assert statistics(acc, types).fired_runs is None
+    assert "fired_runs" not in statistics(acc, types).to_arrays()

@@ -176,8 +176,7 @@ def _colours(grids: Sequence[np.ndarray]) -> dict[str, Any]:
     finite = np.concatenate([grid[np.isfinite(grid)] for grid in grids])
     low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
     signed = low < -0.1 * high
-    colours = colormaps["PuOr_r" if signed else "cividis"].copy()
-    colours.set_bad("#e6e6e6")
+    colours = colormaps["PuOr_r" if signed else "cividis"].with_extremes(bad="#e6e6e6")
     most = max(abs(low), abs(high)) or 1.0
     return {"cmap": colours, "vmin": -most if signed else min(low, 0.0), "vmax": most}
 
