@@ -86,17 +86,24 @@ class SweepProgress:
         return clock((time.monotonic() - self._began) / gained * (self._total() - self._done()))
 
     def _line(self) -> str:
-        finished = sum(step >= self._runs[name].config.steps for name, step in self._steps.items())
-        return f"{finished} of {len(self._runs)} runs finished, {self._share():.1%} of the work, eta {self.eta()}"
+        return (
+            f"{self._finished()} of {len(self._runs)} runs finished, {self._share():.1%} of the work, eta {self.eta()}"
+        )
 
     def _refresh(self) -> None:
-        finished = sum(step >= self._runs[name].config.steps for name, step in self._steps.items())
         self._bar.update(
-            self._tasks[""], completed=self._share(), figures=f"{finished}/{len(self._runs)} runs", eta=self.eta()
+            self._tasks[""],
+            completed=self._share(),
+            figures=f"{self._finished()}/{len(self._runs)} runs",
+            eta=self.eta(),
         )
         for name in self._going:
             step, steps = self._steps[name], self._runs[name].config.steps
             self._bar.update(self._tasks[name], completed=step, figures=f"{step}/{steps}")
+
+    def _finished(self) -> int:
+        done = [name for name, step in self._steps.items() if step >= self._runs[name].config.steps]
+        return len(set(done) - set(self._going))  # one that is still saving its last step is not
 
     def _done(self) -> float:
         return sum(step * self._work[name] for name, step in self._steps.items())
