@@ -19,7 +19,7 @@ def row(label="TopK k=16", layer=0, kind="topk", family=0, signed=0.5, spread=0.
         "label": label, "layer": layer, "kind": kind, "family": family, "is_initial": False, "same_initial": False,
         "runs": 3, "pairs": 3, "neurons": 128.0, "silent": 0.0, "coordinates": 1000,
         "identity_share": 0.01, "identity_chance": 1 / 128, "identity_cosine": 0.0, "identity_partner_cosine": 0.0,
-        "rank_correlation": 0.3, "rank_correlation_permuted": 0.0,
+        "ceiling": NAN, "rank_correlation": 0.3, "rank_correlation_permuted": 0.0,
     }  # fmt: skip
     for rate, value in values.items():
         found |= {rate: value, f"{rate}_least": value - spread, f"{rate}_most": value + spread}
@@ -30,8 +30,8 @@ def row(label="TopK k=16", layer=0, kind="topk", family=0, signed=0.5, spread=0.
 
 def stratum(label="TopK k=16", low=0.125, neurons=100):
     return {
-        "label": label, "kind": "topk", "is_initial": False, "density_low": low, "density_high": 2 * low,
-        "neurons": neurons, "cosine": 0.5, "permuted": 0.1, "above": 0.2,
+        "label": label, "kind": "topk", "is_initial": False, "same_initial": False,
+        "density_low": low, "density_high": 2 * low, "neurons": neurons, "cosine": 0.5, "permuted": 0.1, "above": 0.2,
     }  # fmt: skip
 
 

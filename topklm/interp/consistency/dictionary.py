@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from topklm.bundles import Bundle
+from topklm.bundles import Bundle, LayerView
 from topklm.config import build
 from topklm.errors import CheckpointError, ConfigError, DataError, Problem
+from topklm.interp.layer_means import LayerMeans
 from topklm.interp.profiles import token_profiles
 from topklm.optional import require
 
@@ -60,9 +61,9 @@ class Dictionary:
         return replace(self, rows=self.rows[place], index=index, density=self.density[place])
 
 
-def profile_dictionary(bundle: Bundle, layer: int, types: np.ndarray, centre: Centring) -> Dictionary:
+def profile_dictionary(source: LayerView | LayerMeans, types: np.ndarray, centre: Centring) -> Dictionary:
     """Token profiles of one layer over the given types; without the neurons that fired on no token or have none."""
-    found = token_profiles(bundle.layer(layer), types, centre="none" if centre == "scaled" else centre)
+    found = token_profiles(source, types, centre="none" if centre == "scaled" else centre)
     kept = np.flatnonzero(~found.silent & (found.density > 0))
     rows = found.rows[kept]
     if centre == "scaled":
@@ -70,6 +71,25 @@ def profile_dictionary(bundle: Bundle, layer: int, types: np.ndarray, centre: Ce
         kept, rows = kept[alone.index], alone.rows - alone.rows.mean(0, dtype=np.float64).astype(rows.dtype)
     left = row_dictionary(rows, found.density[kept])
     return replace(left, index=kept[left.index], width=found.width)
+
+
+def profile_ceiling(bundle: Bundle, layer: int, types: np.ndarray, centre: Centring) -> float:
+    """The mean cosine that one run's profiles would have with those of the same run over other text of the same size.
+
+    From two halves of its windows: with r the cosine of a neuron's two profiles, 2 r / (1 + r) (Spearman and Brown). No
+    two runs can be expected to be more alike than a run is to itself. Over the types that occur in both halves; NaN if
+    the bundle was not halved.
+    """
+    parts = [bundle.half(name) for name in ("a", "b")]
+    if not all(parts):
+        return float("nan")
+    means = [LayerMeans(half, layer) for half in parts]
+    types = types[np.all([half.counts[types] > 0 for half in means], axis=0)]
+    a, b = (profile_dictionary(half, types, centre) for half in means)
+    both = np.intersect1d(a.index, b.index)
+    r = np.einsum("id,id->i", a.only(both).rows, b.only(both).rows, dtype=np.float64)
+    r = np.maximum(r, 0.0)  # of nothing but noise some are below
+    return float((2 * r / (1 + r)).mean()) if len(r) else float("nan")
 
 
 def column_dictionary(table: np.ndarray, density: np.ndarray | None = None) -> Dictionary:

@@ -18,6 +18,7 @@ from topklm.interp.consistency.dictionary import (
     Dictionary,
     checkpoint_of,
     embedding_dictionary,
+    profile_ceiling,
     profile_dictionary,
     read_matrix,
     row_dictionary,
@@ -104,8 +105,14 @@ class Inputs:
             return row_dictionary(read_matrix(Path(source.name), array, config.transpose))
         kind = config.second if second else config.dictionary
         if kind == "profiles" and layer is not None:
-            return profile_dictionary(bundle, layer, self.types, config.centre)
+            return profile_dictionary(bundle.layer(layer), self.types, config.centre)
         return (embedding_dictionary if kind == "embedding" else unembedding_dictionary)(bundle, self.types)
+
+    def ceiling(self, source: Source, layer: int | None) -> float:
+        """What the profiles of a run have in common with themselves (`profile_ceiling`); NaN where it is not known."""
+        if source.bundle is None or layer is None or self.config.dictionary != "profiles":
+            return float("nan")
+        return profile_ceiling(source.bundle, layer, self.types, self.config.centre)
 
 
 def open_inputs(config: ConsistencyConfig) -> Inputs:

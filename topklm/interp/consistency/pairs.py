@@ -74,7 +74,9 @@ def _compare(
     if inputs.second:
         second = dictionaries.of(a, layer, True), dictionaries.of(b, layer, True)
         both = shared(first, second, config.threshold, full)
-    return record_of(*first, comparison, config.threshold, both)
+    return record_of(
+        *first, comparison, config.threshold, both, (dictionaries.ceiling(a, layer), dictionaries.ceiling(b, layer))
+    )
 
 
 def _made_of(inputs: Inputs, a: Source, b: Source, layer: int | None) -> dict[str, Any]:
@@ -93,6 +95,7 @@ class _Dictionaries:
     def __init__(self, inputs: Inputs) -> None:
         self._inputs = inputs
         self._kept: OrderedDict[tuple[str, int | None, bool], Dictionary] = OrderedDict()
+        self._ceilings: dict[tuple[str, int | None], float] = {}
 
     def of(self, source: Source, layer: int | None, second: bool = False) -> Dictionary:
         kind = self._inputs.config.second if second else self._inputs.config.dictionary
@@ -103,3 +106,9 @@ class _Dictionaries:
         while len(self._kept) > 2 and sum(each.rows.nbytes for each in self._kept.values()) > CACHE_BYTES:
             self._kept.popitem(last=False)
         return self._kept[key]
+
+    def ceiling(self, source: Source, layer: int | None) -> float:
+        key = (source.key, layer)
+        if key not in self._ceilings:
+            self._ceilings[key] = self._inputs.ceiling(source, layer)
+        return self._ceilings[key]

@@ -33,7 +33,12 @@ class Record:
 
 
 def record_of(
-    a: Dictionary, b: Dictionary, found: Comparison, threshold: float, shared: tuple[float, float] | None
+    a: Dictionary,
+    b: Dictionary,
+    found: Comparison,
+    threshold: float,
+    shared: tuple[float, float] | None,
+    ceilings: tuple[float, float],
 ) -> Record:
     """What to keep of the comparison of two dictionaries; `shared`: (shared, same partner) of two kinds of them."""
     nulls = found.permuted_matchings
@@ -43,6 +48,7 @@ def record_of(
         "entries": [len(a.index), len(b.index)],
         "coordinates": a.rows.shape[1],
         "threshold": threshold,
+        "ceiling": ceilings,
         "found": asdict(found.found),
         "identity": asdict(found.identity),
         "permuted": [asdict(each) for each in found.permuted],

@@ -104,6 +104,7 @@ def strata_of(measured: Sequence[Measured]) -> list[dict[str, Any]]:
                     "label": label,
                     "kind": kind,
                     "is_initial": members[0].series.is_initial,
+                    "same_initial": members[0].series.same_initial,
                     "density_low": 2.0**stratum,
                     "density_high": 2.0 ** (stratum + 1),
                     "neurons": len(cosine),
@@ -174,6 +175,8 @@ def _row(series: Series, layer: int | None, members: Sequence[Measured]) -> dict
         row[f"{rate}_permuted_most"] = float(np.max([draw[rate] for each in numbers for draw in each["permuted"]]))
     for name in ("share", "chance", "cosine", "partner_cosine"):
         row[f"identity_{name}"] = float(np.mean([each["identity"][name] for each in numbers]))
+    ceilings = np.array([each["ceiling"] for each in numbers])
+    row["ceiling"] = float(ceilings[~np.isnan(ceilings)].mean()) if not np.isnan(ceilings).all() else NAN
     row["rank_correlation"] = float(np.mean([each["rank_correlation"] for each in numbers]))
     row["rank_correlation_permuted"] = float(np.mean([_null_rank_correlation(each) for each in members]))
     for name in ("shared", "agree"):

@@ -127,7 +127,7 @@ def _density(rows: Sequence[Row], strata: Sequence[Row], what: str, provenance: 
         face = style["color"] if kind == "topk" else "white"
         name = label if not kind else f"{label}, {'TopK' if kind == 'topk' else 'dense'} readings"
         axis.plot(at, [row["cosine"] for row in own], label=plain(name), markerfacecolor=face, markersize=6, **style)
-        if not own[0]["is_initial"]:
+        if not (own[0]["is_initial"] or own[0]["same_initial"]):
             axis.plot(
                 at,
                 [row["permuted"] for row in own],

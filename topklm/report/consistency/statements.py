@@ -29,6 +29,11 @@ def _of_series(rows: Sequence[Row], what: str, threshold: float) -> list[str]:
         f"{_against(rows, 'above' if full else 'mutual_above', '.1%')} of the neurons."
     )
     found = [told]
+    if ceiling := _range(rows, "ceiling"):
+        found.append(
+            f"{first['label']}: with its own profiles on other text of this size one run would have a mean cosine of "
+            f"{ceiling}, by two halves of its tokens: what is missing to 1 is noise of the measurement."
+        )
     if "shared" in first:
         found.append(
             f"{first['label']}: {_range(rows, 'shared', '.1%')} are shared: matched above {threshold:g} in both "

@@ -27,6 +27,7 @@ LAYER_COLUMNS = (
     Column("signed_permuted", "permuted", "{:.3f}"),
     Column("signed_random", "random", "{:.3f}"),
     Column("signed_initial", "initial weights", "{:.3f}"),
+    Column("ceiling", "a run with itself", "{:.3f}"),
     Column("absolute", "absolute", "{:.3f}"),
     Column("absolute_permuted", "permuted", "{:.3f}"),
     Column("absolute_initial", "initial weights", "{:.3f}"),
@@ -81,7 +82,7 @@ def consistency_tables(rows: Sequence[Row], strata: Sequence[Row], what: str, th
             f"Best one-to-one matchings of {what}",
             f"Means over pairs of runs; “above”: share matched above {threshold:g}. Intervals leave out runs, not "
             "pairs, which are not independent; there is none for two runs. permuted, random, initial weights: the same "
-            "of nulls (docs/consistency.md).",
+            "of nulls; a run with itself: on other text of this size (docs/consistency.md).",
             LAYER_COLUMNS, [dict(row) for row in rows],
         ),
         "nearest": Table(

@@ -7,11 +7,12 @@ import pytest
 from safetensors.numpy import save_file
 
 from tests.unit.interp.consistency.runs import COUNTS, N, V, means_of, run
+from tests.unit.interp.planted import plant
 from topklm.bundles import open_bundle
 from topklm.errors import ConfigError
 from topklm.interp.consistency import ConsistencyConfig, open_inputs
 from topklm.interp.consistency import inputs as module
-from topklm.interp.consistency.dictionary import profile_dictionary, read_matrix
+from topklm.interp.consistency.dictionary import profile_ceiling, profile_dictionary, read_matrix
 
 
 def opened(paths, **settings):
@@ -27,7 +28,7 @@ def test_profiles_are_scaled_and_centred_as_stated(tmp_path):
     tables[0][:, 5] = 7.0  # active, but the same on all types: no direction
     bundle = open_bundle(run(tmp_path, 1, means=tables, fired={layer: [9] * 4 + [0] + [9] * 19 for layer in (0, 1)}))
     types = np.flatnonzero(COUNTS >= 25)
-    found = profile_dictionary(bundle, 0, types, "scaled")
+    found = profile_dictionary(bundle.layer(0), types, "scaled")
     kept = [i for i in range(N) if i not in (4, 5)]
     assert found.index.tolist() == kept
     assert found.width == N
@@ -49,11 +50,33 @@ def test_quiet_neurons_keep_their_shape_in_scaled_alone(tmp_path):
     types = np.arange(V)
 
     def alike(centre):
-        rows = profile_dictionary(bundle, 0, types, centre).rows[4:]
+        rows = profile_dictionary(bundle.layer(0), types, centre).rows[4:]
         return (rows @ rows.T)[np.triu_indices(N - 4, 1)]
 
     assert alike("token").min() > 0.99
     assert np.abs(alike("scaled")).max() < 0.7
+
+
+def test_the_ceiling_is_the_likeness_of_two_corpora_of_the_whole_size(tmp_path):
+    """Halves with noise of a standard deviation of 0.6 beside features of 1: whole corpora have 0.6 / sqrt 2."""
+    rng = np.random.default_rng(0)
+    types, neurons = 1500, 40
+    feature = rng.normal(size=(types, neurons))
+    halves, wholes = {}, []
+    for name in "ab":
+        means = feature + 0.6 * rng.normal(size=feature.shape)
+        halves[name] = [plant(tmp_path / name, [means], np.full(types, 8))]
+        wholes.append(feature + 0.6 / np.sqrt(2) * rng.normal(size=feature.shape))
+
+    class Halved:
+        half = staticmethod(halves.get)
+
+    a, b = (plant(tmp_path / f"whole{i}", [means], np.full(types, 16)) for i, means in enumerate(wholes))
+    a, b = (profile_dictionary(each.layer(0), np.arange(types), "scaled") for each in (a, b))
+    found = profile_ceiling(Halved(), 0, np.arange(types), "scaled")
+    assert found == pytest.approx((a.rows * b.rows).sum(1).mean(), abs=0.01)
+    assert found == pytest.approx(1 / (1 + 0.6**2 / 2), abs=0.01)
+    assert np.isnan(profile_ceiling(open_bundle(tmp_path / "a"), 0, np.arange(types), "scaled"))  # not halved
 
 
 def test_types_and_bins_are_shared_by_all_bundles(tmp_path):
