@@ -70,7 +70,7 @@ class SweepProgress:
             return
         self._looked = now
         for name in self._going:
-            self._steps[name] = max(self._steps[name], last_step(self._runs[name].dump_dir))
+            self._steps[name] = last_step(self._runs[name].dump_dir) or self._steps[name]
         if self._bar is not None:
             self._refresh()
         elif self._going and now >= self._said + _LINE_SECONDS:

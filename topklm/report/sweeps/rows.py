@@ -90,9 +90,12 @@ def read_rows(runs: Sequence[SweepRun]) -> Rows:
     scores: dict[str, EvalColumn] = {}
     rows = {run.name: _row(run, scores, notes) for run in runs}
     found = [_against_twin(row, rows, notes) for row in rows.values()]
-    for key, what in (("tokenizer", "tokenizers: perplexities per token do not compare"), ("data", "training data")):
-        if len({row.more.get(key) for row in found} - {None}) > 1:
-            notes.append(f"The runs have different {what}.")
+    if len({row.more.get("tokenizer") for row in found} - {None}) > 1:
+        notes.append("The runs have different tokenizers: perplexities per token do not compare.")
+    # A seed decides the order of the samples too, which is part of the fingerprint.
+    fingerprints = {(row.run.seed, row.more["data"]) for row in found if row.more.get("data") is not None}
+    if len(fingerprints) > len({seed for seed, _ in fingerprints}):
+        notes.append("Runs of the same seed were trained on different data.")
     return Rows(found, scores, notes)
 
 
