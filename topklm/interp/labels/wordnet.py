@@ -36,17 +36,18 @@ SUFFIXES = {
 }  # fmt: skip
 """WordNet's own rules of detachment (morphy(7WN))."""
 FUNCTION_WORDS = frozenset(
-    """a an the this that these those some any no every each either neither both all half such what whatever which
-    whichever whose i me my mine myself we us our ours ourselves you your yours yourself yourselves he him his himself
-    she her hers herself it its itself they them their theirs themselves who whom one ones someone somebody something
-    anyone anybody anything everyone everybody everything nobody nothing none other others another much many more most
-    few fewer less least several of in to for with on at from by about as into like through after over between out
-    against during without before under around among above below across behind beyond plus except but up down off near
-    upon within along toward towards per via than since until till despite throughout onto beside besides amid amidst
-    amongst concerning regarding whereas and or nor so yet if because while although though unless whether lest once
-    be am is are was were been being have has had having do does did doing done will would shall should can could may
-    might must ought need dare not never there here where when why how then now thus hence also too very just only even
-    still again ever always however therefore moreover whereby wherein thereby therein thereof whereof hereby herein
+    """a an the this that these those some any no every each either neither both all half such what whatever
+    which whichever whose i me my mine myself we us our ours ourselves you your yours yourself yourselves he him
+    his himself she her hers herself it its itself they them their theirs themselves who whom one ones someone
+    somebody something anyone anybody anything everyone everybody everything nobody nothing none other others
+    another much many more most few fewer less least several of in to for with on at from by about as into like
+    through after over between out against during without before under around among above below across behind
+    beyond plus except but up down off near upon within along toward towards per via than since until till
+    despite throughout onto beside besides amid amidst amongst concerning regarding whereas and or nor so yet if
+    because while although though unless whether lest once be am is are was were been being have has had having
+    do does did doing done will would shall should can could may might must cannot ought need dare not never else
+    there here where when why how then now thus hence also too very just only even still again ever always
+    however therefore moreover whereby wherein thereby therein thereof whereof hereby herein
     """.split()  # noqa: SIM905 - readable as prose, not as quoted words
 )
 """English words of grammar. WordNet has no senses of them as such, but has "in" as a metal, "as" as a poison, "us" as a
