@@ -17,4 +17,5 @@ lint-imports
 echo "== tests"
 # One thread per process: the distributed tests start several, and torch would give each of them all cores.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-python -m pytest "$@"
+# Files go to as many processes as there are cores, whole, since their tests share what they train.
+python -m pytest --numprocesses "${TEST_PROCESSES:-auto}" --dist loadfile "$@"
