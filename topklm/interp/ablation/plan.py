@@ -20,6 +20,7 @@ from topklm.interp.labels.corpus import BundleCorpus, open_corpus
 from topklm.interp.steering.controls import draw_controls
 from topklm.interp.steering.target import Neuron, parse_neurons
 from topklm.report.result import RESULT
+from topklm.sparsity.registry import activation_class
 
 log = logging.getLogger("topklm.interp")
 
@@ -48,15 +49,17 @@ class Plan:
     """int64 [w], ascending: positions of the windows of the overall effect."""
     targets: Sequence[Target]
     variants: Sequence[Variant]
+    has_places: bool
+    """Whether TopK layers select a fixed number of neurons, so that there is a refill."""
 
     def all_neurons(self) -> list[Neuron]:
         """Targets and controls, each once."""
         return sorted({n for target in self.targets for n in (target.neuron, *target.controls)})
 
     def variants_of(self, neuron: Neuron) -> list[Variant]:
-        """Without refill in a dense layer, where nothing is selected."""
-        dense = self.bundle.layer(neuron.layer).kind == "dense"
-        return [variant for variant in self.variants if variant != "refill" or not dense]
+        """Without refill where no fixed number is selected."""
+        refills = self.has_places and self.bundle.layer(neuron.layer).kind != "dense"
+        return [variant for variant in self.variants if variant != "refill" or refills]
 
     def top_positions(self, neuron: Neuron, n: int) -> np.ndarray:
         """int64 [m], m <= n: where it is most active, falling; not last tokens of windows, which nothing follows."""
@@ -78,7 +81,7 @@ def make_plan(config: AblateConfig) -> Plan:
     another reading, data that are not the bundle's; `CheckpointError` for the checkpoint's own.
     """
     checkpoint = resolve(Path(config.ckpt))
-    model, _, _ = read_description(checkpoint)
+    model, topk, _ = read_description(checkpoint)
     bundle, problems = _open(config, checkpoint)
     neurons, wrong = _asked(config)
     problems += wrong
@@ -118,7 +121,9 @@ def make_plan(config: AblateConfig) -> Plan:
             "%d neurons have fewer than %d controls within a factor %g of their density (%d at least)",
             len(lonely), config.controls, config.density_tolerance, fewest,
         )  # fmt: skip
+    activation = None if topk is None else activation_class(topk.activation)
     return Plan(
+        has_places=activation is not None and activation.exact and activation.cuts,
         checkpoint=checkpoint, bundle=bundle, corpus=corpus, targets=targets, variants=config.variants,
         windows=_spaced(bundle.windows, max(1, (token_count(config.tokens) or 0) // corpus.context)),
     )  # fmt: skip

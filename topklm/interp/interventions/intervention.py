@@ -113,6 +113,12 @@ class Intervention:
         dense = [layer for layer in layers if 0 <= layer < n and stack.is_dense(layer)]
         if self.refill and dense:
             yield Problem("refill", f"layer {_listed(dense)} is dense: nothing is selected there, so nothing can enter")
+        others = [layer for layer in layers if 0 <= layer < n and layer not in dense and not stack.has_places(layer)]
+        if self.refill and others:
+            told = (
+                f"layer {_listed(others)} selects no fixed number of neurons (a threshold does not): no place is left"
+            )
+            yield Problem("refill", told)
 
     def _neuron_problems(self, dim: int | None) -> Iterator[Problem]:
         if not self.neurons:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from topklm.errors import ConfigError
 from topklm.interp.interventions.feed import Feed
 from topklm.interp.interventions.intervention import Intervention
-from topklm.interp.interventions.seams import activate
+from topklm.interp.interventions.seams import activate, unselected
 
 
 class Plan:
@@ -36,7 +36,9 @@ class Plan:
                 x = change(x, one, mask)
         for one, mask in todo:
             if one.refill:
-                x = _write(x, one, mask, torch.full_like(x[..., : len(one.neurons)], -torch.inf))
+                last = unselected(block)
+                assert last is not None  # `Intervention.problems`
+                x = _write(x, one, mask, torch.full_like(x[..., : len(one.neurons)], last))
         y = activate(block, x)
         for one, mask in todo:
             if one.site == "post":

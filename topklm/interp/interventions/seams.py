@@ -7,6 +7,7 @@ and buffers stay where they are, and with the class restored nothing is left.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,12 +16,14 @@ from torch import Tensor, nn
 
 from topklm.errors import ConfigError
 from topklm.sparsity.blocks import find_blocks, stream_dim
-from topklm.sparsity.patch import STATE, sparse_class
+from topklm.sparsity.patch import ACTIVATION, STATE, sparse_class
 
 PLAN = "_interventions"
 """Attribute of a block, while it is changed, that holds what is done in it; a plain object, in no state dict."""
 _WRAPPERS = ("CheckpointWrapper", "OffloadWrapper", "FSDPModule", "FullyShardedDataParallel")
 _EXPORTED = "TopKLlamaDecoderLayer"  # of export/modeling_topklm.py, which transformers loads as a module of its own
+_FIXED = ("topk", "abstopk", "grouptopk", "normtopk")  # its activations that select a fixed number
+_BY_MAGNITUDE = ("abstopk",)
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,10 @@ class Stack:
 
     def is_dense(self, layer: int) -> bool:
         return _own_activation(self.blocks[layer]) is None
+
+    def has_places(self, layer: int) -> bool:
+        """Whether a fixed number of neurons is selected, so that others can enter where some are left out."""
+        return unselected(self.blocks[layer]) is not None
 
 
 def stack_of(model: nn.Module) -> Stack:
@@ -48,6 +55,16 @@ def _own_activation(block: nn.Module) -> Callable[[Tensor], Tensor] | None:
     if any(cls.__name__ == _EXPORTED for cls in type(block).__mro__):
         return block.get_submodule("activation")
     return None
+
+
+def unselected(block: nn.Module) -> float | None:
+    """What a neuron is before a cut that selects a fixed number, if it shall not be among them; None for other cuts."""
+    if (own := block.__dict__.get(ACTIVATION)) is not None:
+        name, fixed = own.name, own.exact and own.cuts
+    else:
+        name = getattr(_own_activation(block), "activation", None)
+        fixed = name in _FIXED
+    return None if not fixed else 0.0 if name in _BY_MAGNITUDE else -math.inf
 
 
 def activate(block: nn.Module, x: Tensor) -> Tensor:

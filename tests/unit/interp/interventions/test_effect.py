@@ -10,6 +10,7 @@ from tests.unit.interp.interventions import reference
 from tests.unit.interp.interventions.models import CONFIG, SPARSE, D, K, tiny, tokens, weights_of
 from topklm.interp.interventions import Intervention, intervene
 from topklm.interp.tap import tap
+from topklm.sparsity import TopKConfig
 
 LENGTH = 7
 
@@ -121,6 +122,35 @@ def test_more_can_be_removed_than_there_are_to_enter():
         pre, output = seen(model, ids, 0)
     assert not output[..., : D - 2].any()
     assert torch.equal(output[..., D - 2 :], pre[..., D - 2 :].relu())
+
+
+@pytest.mark.parametrize(("name", "options"), [("abstopk", {}), ("grouptopk", {"groups": 2}), ("normtopk", {})])
+def test_whatever_a_fixed_number_is_selected_by_exactly_one_enters(name, options):
+    topk = TopKConfig(activation=name, options=options, k=3, n_dense_tail=1, anneal_form="identity")  # no ReLU: not 0
+    model, ids = tiny(topk=topk), tokens(3, LENGTH)
+    _, output = seen(model, ids, 1)
+    before = output != 0
+    assert torch.equal(before, chosen(model, ids, 1))
+    neuron = int(before.sum((0, 1)).argmax())
+    with intervene(model, [Intervention(layer=1, neurons=[neuron], op="zero", refill=True)]):
+        _, refilled = seen(model, ids, 1)
+    after = refilled != 0
+    left, entered = before & ~after, after & ~before
+    assert torch.equal(left.sum(-1), before[..., neuron].long())
+    assert torch.equal(entered.sum(-1), before[..., neuron].long())
+    assert not after[..., neuron].any()
+    assert torch.equal(refilled[before & after], output[before & after])
+
+
+@pytest.mark.parametrize("name", ["batchtopk", "jumprelu", "stat_topk", "relu", "identity"])
+def test_thresholds_leave_no_place_to_fill(name):
+    form = {"identity": "identity"}.get(name, "blend")
+    schedule = "none" if name == "identity" else "mask"
+    model = tiny(topk=TopKConfig(activation=name, k=3, n_dense_tail=1, anneal_form=form, schedule=schedule))
+    removed = Intervention(layer=1, neurons=[2], op="zero", refill=True)
+    assert ["no place" in problem.message for problem in removed.problems(model)] == [True]
+    with intervene(model, [Intervention(layer=1, neurons=[2], op="zero")]):
+        assert not seen(model, tokens(2, LENGTH), 1)[1][..., 2].any()
 
 
 def test_layers_are_one_several_or_all_from_one_on():
