@@ -164,7 +164,10 @@ def test_rates_over_checkpoints_and_layers_are_those_that_were_planted(history):
     assert point(result, "dense", "next layer", None)["rate"] == 1  # initial weights: the same in all layers
     assert point(result, "dense", "next layer", 300)["rate"] < 0.6
     assert not [p for p in result.data["points"] if p["comparison"] == "next checkpoint" and p["step"] is None]
+    assert point(result, "topk", "dense twin", 300)["rate"] < 0.5
+    assert len([p for p in result.data["points"] if p["comparison"] == "dense twin"]) == 5  # layers, body, tail
     said = "\n".join(result.statements)
+    assert "Between topk and the dense model" in said
     assert "Between the last two checkpoints 100.0% of the neurons of topk" in said
     assert "At initial weights" in said
     assert set(result.drawings) == {"match_training", "match_depth"}

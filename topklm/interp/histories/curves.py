@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -42,8 +42,12 @@ def match_result(config: MatchConfig, shown: bool = False) -> Result:
     with PassProgress("identity match", work, shown, unit="layers") as progress:
         seen: set[str] = set()
         points = [
-            point for series in opened.series for point in _points(series, types, config, tail, seen, progress.advance)
-        ]  # fmt: skip
+            point
+            for series in opened.series
+            for point in _rates(series.label, _matches(series, types, config, seen, progress.advance), tail)
+        ]
+    if (twins := _twins(opened)) is not None:
+        points += _rates(twins[0].label, _across(*twins, types, config), tail)
     if not points:
         what = "give two checkpoints of a run, or bundles of several layers"
         raise ConfigError([Problem("bundles", f"there is nothing to match in them; {what}")])
@@ -73,7 +77,7 @@ def match_result(config: MatchConfig, shown: bool = False) -> Result:
         title="Identity match: does an index keep its meaning?",
         statements=[
             *(f"Compared by force: {warning}." for warning in opened.warnings),
-            *match_statements(points, _twins(opened)), *gaps,
+            *match_statements(points, twins and (twins[0].label, twins[1].label)), *gaps,
         ],
         provenance=lines,
         tables={"identity_match": match_table(points)},
@@ -88,27 +92,29 @@ def tail_of(opened: Opened) -> int | None:
     return tails.pop() if len(tails) == 1 else None
 
 
-def _twins(opened: Opened) -> tuple[str, str] | None:
-    """Labels of the TopK model and of the dense model among them, each as it is, if there is one of each."""
+def _twins(opened: Opened) -> tuple[Series, Series] | None:
+    """The TopK model and the dense model among them, each as it is, if there is one of each."""
     plain = [s for s in opened.series if s.checkpoints and s.fixed_alpha is None and not s.any.is_control]
-    sparse, dense = ([s.label for s in plain if s.any.is_topk == which] for which in (True, False))
+    sparse, dense = ([s for s in plain if s.any.is_topk == which] for which in (True, False))
     return (sparse[0], dense[0]) if len(sparse) == len(dense) == 1 else None
 
 
-def _points(
-    series: Series,
-    types: np.ndarray,
-    config: MatchConfig,
-    tail: int | None,
-    seen: set[str],
-    advance: Callable[[int], None],
-) -> Iterator[MatchPoint]:
-    """`seen`: bundles whose own layers and halves were matched already, in another series; it grows."""
+def _across(a: Series, b: Series, types: np.ndarray, config: MatchConfig) -> Iterator[tuple[Key, int, Match]]:
+    """The newest checkpoints of two models, index by index; nothing if they are not of one width."""
+    if a.last.bundle.meta.model.dim != b.last.bundle.meta.model.dim:
+        return
+    for layer in sorted(set(a.layers) & set(b.layers)):
+        p, q = (token_profiles(s.last.bundle.layer(layer), types, centre=config.centre) for s in (a, b))
+        yield ("dense twin", a.last.step, b.last.step), layer, match_profiles(p, q, config.bins)
+
+
+def _rates(label: str, matched: Iterable[tuple[Key, int, Match]], tail: int | None) -> Iterator[MatchPoint]:
+    """Of each layer, and of the layers before and in the dense tail together."""
     found: dict[Key, dict[int, Match]] = {}
-    for key, layer, match in _matches(series, types, config, seen, advance):
+    for key, layer, match in matched:
         found.setdefault(key, {})[layer] = match
     for (comparison, step, to_step), matches in found.items():
-        about = {"series": series.label, "comparison": comparison, "step": step, "to_step": to_step}
+        about = {"series": label, "comparison": comparison, "step": step, "to_step": to_step}
         for group, layers in _groups(sorted(matches), tail, comparison):
             rate = dataclasses.asdict(rate_of([matches[layer] for layer in layers]))
             only = layers[0] if group == "layer" else None
@@ -130,7 +136,8 @@ def _groups(layers: Sequence[int], tail: int | None, comparison: Comparison) -> 
 def _matches(
     series: Series, types: np.ndarray, config: MatchConfig, seen: set[str], advance: Callable[[int], None]
 ) -> Iterator[tuple[Key, int, Match]]:
-    """One layer after the other, so that at most three layers' profiles are held at a time."""
+    """One layer after the other, so that at most three layers' profiles are held at a time. `seen`: bundles whose own
+    layers and halves were matched already, in another series; it grows."""
 
     def profiles(source: Bundle | Sequence[Bundle], layer: int) -> Profiles:
         advance(1)

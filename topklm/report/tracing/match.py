@@ -13,7 +13,7 @@ from topklm.report.table import Column, Table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Comparison = Literal["next checkpoint", "last checkpoint", "next layer", "other half"]
+Comparison = Literal["next checkpoint", "last checkpoint", "next layer", "other half", "dense twin"]
 Group = Literal["layer", "body", "tail"]
 
 
@@ -25,7 +25,8 @@ class MatchPoint:
     """Which model, read how."""
     comparison: Comparison
     """next or last checkpoint: the same layer later in training; next layer: the same checkpoint; other half: the same
-    checkpoint and layer on the other half of the tokens, the most that noise leaves."""
+    checkpoint and layer on the other half of the tokens, the most that noise leaves; dense twin: the same layer of the
+    dense model."""
     step: int | None
     """Of the profiles whose nearest is looked for; None: initial weights."""
     to_step: int | None
@@ -189,6 +190,12 @@ def match_statements(points: Sequence[MatchPoint], twins: tuple[str, str] | None
     halves = [f"{p.series} {p.rate:.1%}" for p in points if p.comparison == "other half" and p.group == "body" and p.n]
     if halves:
         found.append(f"Between two halves of the tokens, the most that can be measured, it is {'; '.join(halves)}.")
+    for p in points:
+        if p.comparison == "dense twin" and p.group == "body" and p.n:
+            found.append(
+                f"Between {p.series} and the dense model, newest checkpoints, {_told(p)} of the neurons have their own "
+                f"index as nearest profile (chance {p.chance:.1%}); twins with the same initial weights may share some."
+            )
     chance = [p.chance for p in points if p.n]
     silent = sum(p.silent for p in points if p.group == "layer")
     pairs = silent + sum(p.n for p in points if p.group == "layer")
