@@ -12,6 +12,7 @@ from topklm.bundles import LayerStats
 from topklm.bundles.exponent import STRATA
 from topklm.bundles.sketch import EMPTY
 from topklm.interp.labels.corpus import BundleCorpus
+from topklm.report.neurons.tokens import visible
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,13 +94,14 @@ class Excerpts:
         else:  # the token is a part of a character
             pieces = [self.corpus.tokenizer.piece(i) for i in ids]
             head, token, tail = "".join(pieces[:at]), pieces[at], "".join(pieces[at + 1 :])
-        head, token, tail = (each.replace("<<", "< <").replace(">>", "> >") for each in (head, token, tail))
-        text = (
-            f"{head}{token[: len(token) - len(token.lstrip())]}<<{token.strip()}>>{tail}"
-            if marked
-            else head + token + tail
+        if not marked:
+            return " ".join((head + token + tail).split())
+        core = token.strip()
+        space = token[: len(token) - len(token.lstrip())] if core else ""
+        head, core, tail = (
+            each.replace("<<", "< <").replace(">>", "> >") for each in (head, core or visible(token), tail)
         )
-        return " ".join(text.split())
+        return " ".join(f"{head}{space}<<{core}>>{tail}".split())
 
     def _decode(self, ids: list[int]) -> str:
         return self.corpus.tokenizer.decode(ids)

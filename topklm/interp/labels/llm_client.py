@@ -59,24 +59,26 @@ class ChatClient:
         self._timeout, self._retries, self._sleep = timeout, retries, sleep
         self._opener = urllib.request.build_opener(_NoRedirect)
 
-    def is_cached(self, prompt: str, max_tokens: int) -> bool:
-        """Whether this request costs nothing."""
-        return self._file(self._request(prompt, max_tokens)).is_file()
+    def known(self, prompt: str, max_tokens: int) -> Answer | None:
+        """The answer to this request if it is in the cache and whole; sends nothing."""
+        file = self._file(self._request(prompt, max_tokens))
+        if not file.is_file():
+            return None
+        try:
+            return _read_answer(json.loads(file.read_text(encoding="utf-8"))["response"], cached=True)
+        except (ValueError, KeyError, IndexError, TypeError):
+            log.warning("%s is damaged; asking again", file)
+            return None
 
     def ask(self, prompt: str, max_tokens: int) -> Answer:
         """The model's answer to one message. Raises `EndpointError` where it does not answer, `ConfigError` where it
         refuses the key, the model or the request."""
+        if (answer := self.known(prompt, max_tokens)) is not None:
+            return answer
         request = self._request(prompt, max_tokens)
-        file = self._file(request)
-        if file.is_file():
-            try:
-                return _read_answer(json.loads(file.read_text(encoding="utf-8"))["response"], cached=True)
-            except (ValueError, KeyError, TypeError):
-                log.warning("%s is damaged; asking again", file)
         response = self._send(request)
-        answer = _read_answer(response, cached=False)
-        self._keep(file, {"request": request, "response": response})
-        return answer
+        self._keep(self._file(request), {"request": request, "response": response})
+        return _read_answer(response, cached=False)
 
     def _request(self, prompt: str, max_tokens: int) -> dict[str, Any]:
         return {

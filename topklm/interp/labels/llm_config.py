@@ -10,6 +10,9 @@ from typing import Literal
 from topklm.errors import Problem
 from topklm.interp.labels.llm_client import endpoint_problems
 
+NEURON = r"[0-9]+:[0-9]+"
+"""A neuron's name: layer:index."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LlmConfig:
@@ -75,7 +78,7 @@ class LlmConfig:
                 "neurons", "is empty; give neurons=[4:17] or candidates=DIR, a result of apps.label candidates"
             )
         for name in self.neurons:
-            if not re.fullmatch(r"\d+:\d+", name):
+            if not re.fullmatch(NEURON, name):
                 yield Problem("neurons", f"{name!r} is no neuron; write layer:index, such as 4:17")
         if not self.base_url:
             yield Problem("base_url", "is missing: the address of an endpoint, such as http://localhost:8000/v1")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from topklm.interp.labels.corpus import open_corpus
 from topklm.interp.labels.detection import Detection, detection, others
 from topklm.interp.labels.excerpts import Excerpts, Span
 from topklm.interp.labels.llm_client import Answer, ChatClient
-from topklm.interp.labels.llm_config import LlmConfig
+from topklm.interp.labels.llm_config import NEURON, LlmConfig
 from topklm.interp.labels.llm_prompts import (
     LABEL_TOKENS,
     detect_prompt,
@@ -116,6 +117,8 @@ def named_neurons(config: LlmConfig, bundle: Bundle) -> list[tuple[int, int]]:
             told = f"{file} names no neurons ({error}); make it: python -m apps.label candidates bundle={bundle.path}"
             raise ConfigError([Problem("candidates", told)]) from error
     names = list(dict.fromkeys(names))[: config.n]
+    if odd := [name for name in names if not re.fullmatch(NEURON, name)]:
+        raise ConfigError([Problem("candidates", f"{', '.join(odd)}: not neurons; layer:index is one, such as 4:17")])
     pairs = [(int(layer), int(neuron)) for layer, neuron in (name.split(":") for name in names)]
     absent = [f"{l}:{n}" for l, n in pairs if l not in bundle.layers or n >= bundle.meta.model.dim]  # noqa: E741
     if absent:
@@ -171,9 +174,9 @@ def plan(config: LlmConfig, client: ChatClient, cases: Sequence[Case]) -> Plan:
             labels.append(None)
             continue
         prompt = label_prompt(case.shown)
-        if client.is_cached(prompt, LABEL_TOKENS):
+        if (answer := client.known(prompt, LABEL_TOKENS)) is not None:
             cached += 1
-            labels.append(read_label(client.ask(prompt, LABEL_TOKENS).text))
+            labels.append(read_label(answer.text))
             continue
         label_calls, tokens_in, tokens_out = (
             label_calls + 1,
@@ -184,7 +187,7 @@ def plan(config: LlmConfig, client: ChatClient, cases: Sequence[Case]) -> Plan:
     for i, _, label in _judgements(config, cases, labels):
         for texts in _groups(cases[i].texts, config.per_call):
             prompt, most = detect_prompt(label, texts), detect_tokens(len(texts))
-            if label != _TYPICAL_LABEL and client.is_cached(prompt, most):
+            if label != _TYPICAL_LABEL and client.known(prompt, most) is not None:
                 cached += 1
                 continue
             score_calls, tokens_in, tokens_out = (

@@ -13,7 +13,9 @@ from topklm.errors import CheckpointError, ConfigError
 from topklm.interp.labels.activity import fires, subject_of
 from topklm.interp.labels.corpus import open_corpus
 from topklm.interp.labels.excerpts import Excerpts, Span
-from topklm.interp.labels.llm_run import _quiet
+from topklm.interp.labels.llm_config import LlmConfig
+from topklm.interp.labels.llm_run import _quiet, named_neurons
+from topklm.report.neurons.tokens import visible
 
 CPU = torch.device("cpu")
 TEXT = np.concatenate([np.concatenate([(ids * f + 3) % V for ids in documents(n, 5)]) for n, f in ((203, 7), (61, 3))])
@@ -84,14 +86,15 @@ def test_spans_stay_in_their_window_and_the_strongest_do_not_overlap(bundle, cor
 
 def test_the_text_is_the_tokens_text_with_one_marked(corpus):
     excerpts = Excerpts(corpus, 2, 1)
+    assert any(not corpus.tokenizer.decode([int(v)]).strip() for v in TEXT[8:60])  # a line end among them
     for token in range(8, 60):
         span = excerpts.span(token)
         plain = corpus.tokenizer.decode(TEXT[span.start : span.stop].tolist())
         assert excerpts.text(span, False).split() == plain.split()
         marked = excerpts.text(span, True)
         assert marked.count("<<") == marked.count(">>") == 1
-        own = corpus.tokenizer.decode([int(TEXT[token])]).strip()
-        assert f"<<{own}>>" in marked
+        own = corpus.tokenizer.decode([int(TEXT[token])])
+        assert f"<<{own.strip() or visible(own)}>>" in marked
 
 
 @pytest.mark.parametrize(
@@ -130,3 +133,17 @@ def test_another_checkpoint_is_refused(bundle, data, tmp_path):
     other = write_checkpoint(tmp_path, data, dim=32)
     with pytest.raises(CheckpointError, match="is not the checkpoint of"):
         subject_of(bundle, str(other), CPU)
+
+
+def test_neurons_come_from_the_list_and_from_a_result_and_must_be_there(bundle, tmp_path):
+    config = {"bundle": "b", "base_url": "http://localhost/v1", "model": "m"}
+    result = tmp_path / "result.json"
+    result.write_text('{"data": {"neurons": ["1:4", "0:3", "2:15"]}}')
+    both = LlmConfig(neurons=["0:3"], candidates=str(tmp_path), n=3, **config)
+    assert named_neurons(both, bundle) == [(0, 3), (1, 4), (2, 15)]
+    with pytest.raises(ConfigError, match=r"3:0, 0:16: .* has layers \[0, 1, 2\] of 16 neurons"):
+        named_neurons(LlmConfig(neurons=["3:0", "0:16", "0:1"], **config), bundle)
+    for text, message in (('{"data": {"neurons": ["1:2:3"]}}', "1:2:3: not neurons"), ("{}", "names no neurons")):
+        result.write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            named_neurons(both, bundle)

@@ -27,7 +27,7 @@ def nowhere(path, *texts):
 def test_an_equal_request_is_sent_once_even_by_another_client(tmp_path):
     with serving(Endpoint()) as endpoint:
         client = client_of(endpoint, tmp_path)
-        assert not client.is_cached(PROMPT, 9)
+        assert client.known(PROMPT, 9) is None
         first = client.ask(PROMPT, 9)
         assert (first.text, first.prompt_tokens, first.completion_tokens, first.cached) == (
             '"the word it"',
@@ -37,7 +37,7 @@ def test_an_equal_request_is_sent_once_even_by_another_client(tmp_path):
         )
         again = client_of(endpoint, tmp_path).ask(PROMPT, 9)
         assert (again.text, again.cached) == (first.text, True)
-        assert client.is_cached(PROMPT, 9)
+        assert client.known(PROMPT, 9) == again
         assert len(endpoint.requests) == 1
         client.ask(PROMPT, 10)
         ChatClient(endpoint.url, "other", KEY, tmp_path).ask(PROMPT, 9)
@@ -56,6 +56,8 @@ def test_a_damaged_answer_on_disk_is_asked_for_again(tmp_path):
         client.ask(PROMPT, 9)
         (file,) = tmp_path.iterdir()
         file.write_text('{"request": ')
+        assert client.known(PROMPT, 9) is None
+        assert len(endpoint.requests) == 1
         assert not client.ask(PROMPT, 9).cached
         assert client.ask(PROMPT, 9).cached
 
