@@ -13,7 +13,7 @@ def statements(rows: Sequence[Row], what: str, threshold: float) -> list[str]:
     found = []
     for label in dict.fromkeys(row["label"] for row in rows if not row["is_initial"]):
         found += _of_series([row for row in rows if row["label"] == label], what, threshold)
-    found += _between(rows)
+    found += _between(rows, threshold)
     found.append(_caveat(rows))
     return found
 
@@ -61,7 +61,7 @@ def _against(rows: Sequence[Row], rate: str, form: str) -> str:
     return f"{_range(rows, rate, form)} ({', '.join(f'{name}: {floor}' for name, floor in floors.items() if floor)})"
 
 
-def _between(rows: Sequence[Row]) -> list[str]:
+def _between(rows: Sequence[Row], threshold: float) -> list[str]:
     """Each series with other seeds against the first by layer, TopK readings of the first and dense ones apart."""
     main = [row for row in rows if not row["is_initial"] and not row["same_initial"]]
     labels = list(dict.fromkeys(row["label"] for row in main))
@@ -70,26 +70,33 @@ def _between(rows: Sequence[Row]) -> list[str]:
         against = {row["layer"]: row for row in main if row["label"] == other}
         pairs = [(row, against[row["layer"]]) for row in main if row["label"] == labels[0] and row["layer"] in against]
         for kind in dict.fromkeys(a["kind"] for a, _ in pairs):
-            found.append(_comparison([pair for pair in pairs if pair[0]["kind"] == kind], kind))
+            found.append(_comparison([pair for pair in pairs if pair[0]["kind"] == kind], kind, threshold))
     return found
 
 
-def _comparison(pairs: Sequence[tuple[Row, Row]], kind: str) -> str:
-    rate = "upper" if math.isnan(pairs[0][0]["signed"]) else "signed"
-    higher = sum(a[f"{rate}_least"] > b[f"{rate}_most"] for a, b in pairs)
-    lower = sum(a[f"{rate}_most"] < b[f"{rate}_least"] for a, b in pairs)
-    layers = f"{len(pairs)} {'TopK' if kind == 'topk' else kind} layer{'' if len(pairs) == 1 else 's'}".replace(
-        "  ", " "
-    )
-    excess = []
-    for side in zip(*pairs, strict=True):
-        values = [row[rate] - row[f"{rate}_permuted"] for row in side]
-        excess.append(f"{min(values):+.3f} ... {max(values):+.3f}")
+def _comparison(pairs: Sequence[tuple[Row, Row]], kind: str, threshold: float) -> str:
+    full = not math.isnan(pairs[0][0]["signed"])
+    rates = {"PW-MCC": "signed", f"the share matched above {threshold:g}": "above"}
+    if not full:
+        rates = {
+            "the cosine with the nearest": "upper",
+            f"the share of mutual ones above {threshold:g}": "mutual_above",
+        }
+    told = []
+    for name, rate in rates.items():
+        higher = sum(a[f"{rate}_least"] > b[f"{rate}_most"] for a, b in pairs)
+        lower = sum(a[f"{rate}_most"] < b[f"{rate}_least"] for a, b in pairs)
+        excess = []
+        for side in zip(*pairs, strict=True):
+            values = [row[rate] - row[f"{rate}_permuted"] for row in side]
+            excess.append(f"{min(values):+.3f} ... {max(values):+.3f}")
+        told.append(
+            f"by {name} every pair of its runs is above every pair of the other in {higher}, below in {lower} (above "
+            f"the permuted null: {excess[0]} and {excess[1]})"
+        )
+    layers = _many(len(pairs), {"topk": "TopK layer", "dense": "dense layer"}.get(kind, "dictionary"))
     first, second = (row["label"] for row in pairs[0])
-    return (
-        f"In {layers} of {first} every pair of its runs is above every pair of {second} in {higher}, below in {lower}; "
-        f"in the others they overlap. Above their own permuted nulls they are {excess[0]} and {excess[1]}."
-    )
+    return f"{first} against {second}, {layers} of the former: {'; '.join(told)}."
 
 
 def _caveat(rows: Sequence[Row]) -> str:
