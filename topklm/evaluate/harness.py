@@ -28,7 +28,7 @@ from topklm.evaluate.tasks import EXTRA, LoadedTasks, chance_level, load_tasks
 from topklm.generate import SamplingConfig, generate
 from topklm.model import Transformer
 from topklm.optional import require
-from topklm.sparsity import get_alpha
+from topklm.sparsity import activation_tensors, get_alpha
 from topklm.sparsity.patch import sparse_states
 
 log = logging.getLogger("topklm.evaluate")
@@ -272,7 +272,7 @@ def _fingerprint(model: Transformer, tokenizer: Tokenizer, context: int, marks: 
     """
     topk = [state.cfg for state in sparse_states(model)]
     digest = hashlib.sha256(repr((model.config, topk, get_alpha(model), tokenizer.sha256, context, marks)).encode())
-    for name, weight in model.state_dict().items():
+    for name, weight in {**model.state_dict(), **activation_tensors(model)}.items():
         digest.update(f"{name} {weight.dtype}".encode())
         digest.update(weight.detach().cpu().contiguous().view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from topklm.checkpoint import load_model
 from topklm.checkpoint.integrity import write_json
+from topklm.checkpoint.store import ACTIVATIONS
 from topklm.config import to_dict
 from topklm.errors import ConfigError, ParityError, Problem
 from topklm.export.directory import export_directory
 from topklm.export.source import Source
-from topklm.sparsity import alpha_at
+from topklm.sparsity import activation_tensors, alpha_at
 
 
 def export_consolidated(source: Source, out: Path | None = None, *, overwrite: bool = False) -> Path:
@@ -32,17 +33,27 @@ def export_consolidated(source: Source, out: Path | None = None, *, overwrite: b
     params = {"model": to_dict(source.config.model)} if "huggingface" in run else run
     out = place / "consolidated" if out is None else out
     with export_directory(out, place, source.facts("consolidated"), overwrite=overwrite) as part:
-        write_consolidated(source.model.state_dict(), source.config.step, {**params, "topk": topk}, part)
+        state = activation_tensors(source.model)
+        write_consolidated(source.model.state_dict(), source.config.step, {**params, "topk": topk}, part, state)
         if source.tokenizer is not None:
             source.tokenizer.save(part / "tokenizer")
         check_reloads(source, part / "consolidated.pth")
     return out / "consolidated.pth"
 
 
-def write_consolidated(weights: dict[str, Tensor], step: int | None, params: dict[str, Any], directory: Path) -> None:
-    """Write `consolidated.pth` and `params.json` into `directory`."""
+def write_consolidated(
+    weights: dict[str, Tensor],
+    step: int | None,
+    params: dict[str, Any],
+    directory: Path,
+    activations: dict[str, Tensor] | None = None,
+) -> None:
+    """Write `consolidated.pth` and `params.json` into `directory`; `activations`: thresholds and norms, if any."""
     directory.mkdir(exist_ok=True)
-    torch.save({"model": weights, "step": step}, directory / "consolidated.pth")
+    content: dict[str, Any] = {"model": weights, "step": step}
+    if activations:
+        content[ACTIVATIONS] = {name: tensor.detach() for name, tensor in activations.items()}
+    torch.save(content, directory / "consolidated.pth")
     write_json(directory / "params.json", params)
 
 
@@ -71,8 +82,11 @@ def check_reloads(source: Source, path: Path) -> None:
     wrong = [
         name for name, weight in source.model.state_dict().items() if not torch.equal(weight, model.state_dict()[name])
     ]
+    own, read = activation_tensors(source.model), activation_tensors(model)
+    wrong += [name for name in own.keys() | read.keys() if not (name in own and name in read)]
+    wrong += [name for name in own.keys() & read.keys() if not torch.equal(own[name], read[name])]
     wrong += [name for name in ("alpha", "step") if getattr(config, name) != getattr(source.config, name)]
-    for name in ("k", "n_dense_tail", "activation", "anneal_form"):
+    for name in ("k", "k_per_layer", "n_dense_tail", "activation", "anneal_form", "schedule", "options"):
         if getattr(config.topk, name, None) != (getattr(source.config.topk, name) if source.is_sparse else None):
             wrong.append(f"topk.{name}")
     if wrong:

@@ -23,6 +23,7 @@ from topklm.export.text import comparison_tokens
 from topklm.export.tokenizer import check_tokenizer, write_tokenizer
 from topklm.model.huggingface import config_to_hf, weights_to_hf
 from topklm.optional import require
+from topklm.sparsity import activation_tensors
 
 log = logging.getLogger("topklm.export")
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -130,6 +131,10 @@ def _write_weights(source: Source, directory: Path, config: HuggingFaceConfig) -
     weights = weights_to_hf(source.model.state_dict(), source.config.model)
     dtype = DTYPES[config.dtype]
     weights = {name: weight.to(dtype).contiguous() for name, weight in weights.items()}
+    # A rounded threshold would be another one.
+    for name, tensor in activation_tensors(source.model).items():
+        layer, of_activation = name.removeprefix("layers.").split(".", 1)
+        weights[f"model.layers.{layer}.activation.{of_activation}"] = tensor.detach().float().contiguous()
     try:
         split = hub.split_torch_state_dict_into_shards(
             weights, filename_pattern="model{suffix}.safetensors", max_shard_size=config.max_shard_size

@@ -14,6 +14,7 @@ from topklm.export.consolidated import check_reloads, told_topk, write_consolida
 from topklm.export.directory import export_directory
 from topklm.export.source import Source
 from topklm.model.lingua import lingua_sizes
+from topklm.sparsity import TopKConfig, activation_tensors
 
 log = logging.getLogger("topklm.export")
 
@@ -68,6 +69,14 @@ def _unknown_to_lingua(source: Source) -> list[Problem]:
         found.append(
             Problem("n_heads", f"Lingua refuses a dim ({model.dim}) that n_heads ({model.heads}) does not divide")
         )
+    if state := activation_tensors(source.model):
+        found.append(
+            Problem(
+                "to",
+                f"the activations have {len(state)} thresholds or norms of their own, for which Lingua's checkpoints "
+                "have no place; take to=hf or to=consolidated",
+            )
+        )
     return found
 
 
@@ -103,7 +112,10 @@ def _card(source: Source, params: dict[str, Any], facts: dict[str, Any]) -> str:
     model, topk, alpha = source.config.model, source.config.topk, source.config.alpha
     lines = [f"# {source.name}, for Meta Lingua", ""]
     if source.is_sparse and topk is not None:
-        options = {name: getattr(topk, name) for name in ("k", "n_dense_tail", "activation", "anneal_form")}
+        names = ("k", "n_dense_tail", "activation", "anneal_form")
+        options = {name: getattr(topk, name) for name in names}
+        more = {name: getattr(topk, name) for name in ("k_per_layer", "options", "schedule")}
+        options |= {name: value for name, value in more.items() if value != getattr(TopKConfig(), name)}
         arguments = ", ".join(f"{name}={value!r}" for name, value in options.items())
         lines += [
             f"> **{DENSE_WITHOUT_A_WORD}.**",

@@ -1,18 +1,21 @@
-"""A TopK language model: a Llama whose residual stream keeps its k largest entries after the first L - n blocks.
+"""A TopK language model: a Llama whose residual stream keeps only some entries after the first L - n blocks.
 
 This file is complete: it needs torch and transformers (4.48 or later) only. It travels with every exported model, so
 that `AutoModelForCausalLM.from_pretrained(path, trust_remote_code=True)` works without topklm. Parameters and their
-names are those of `LlamaForCausalLM`: without this file the same weights load as a dense Llama, another model.
+names are those of `LlamaForCausalLM`: without this file the same weights load as a dense Llama, another model. Some
+activations have thresholds or norms beside them, as buffers `activation.<name>` of their blocks.
 
-`output_hidden_states=True` gives the sparse states: entry i + 1 is the stream after block i, with at most k entries
-that are not zero (at alpha = 0) for the first L - n blocks. Each sparse block has a submodule `activation`: its input
-is the stream before the cut, its output the one after it, for hooks.
+`output_hidden_states=True` gives the sparse states: entry i + 1 is the stream after block i, in which the activation
+of the first L - n blocks has made zeros, at alpha = 0 (TopK: of all but the k largest entries). Each sparse block has a
+submodule `activation`: its input is the stream before the cut, its output the one after it, for hooks.
 
 The method: TopK Language Models, https://arxiv.org/abs/2506.21468. Licence of this file: BSD-3-Clause.
 """
 
 from __future__ import annotations
 
+import math
+import statistics
 from typing import Any
 
 import torch
@@ -25,15 +28,26 @@ AUTO_MAP = {
     "AutoModel": "modeling_topklm.TopKLlamaModel",
     "AutoModelForCausalLM": "modeling_topklm.TopKLlamaForCausalLM",
 }
-ACTIVATIONS = ("topk",)
+ACTIVATIONS = {
+    "topk": ("blend", "identity", "relu"),
+    "abstopk": ("identity",),
+    "grouptopk": ("blend", "identity", "relu"),
+    "normtopk": ("blend", "identity", "relu"),
+    "stat_topk": ("blend", "identity", "relu"),
+    "batchtopk": ("blend", "identity", "relu"),
+    "jumprelu": ("blend",),
+    "relu": ("blend", "relu"),
+    "identity": ("identity",),
+}
+"""Names of activations and the values of `anneal_form` that each has."""
 
 
 class TopKLlamaConfig(LlamaConfig):
     """`LlamaConfig` and the dictionary `topk`.
 
-    Its keys: `activation` ("topk"), `k` (entries kept per token), `n_dense_tail` (the last n blocks stay dense),
-    `anneal_form` ("blend", "identity" or "relu") and `alpha` (1 dense ... 0 TopK); `anneal_ratio` and `anneal_steps`
-    tell how the model was trained and do nothing here.
+    Its keys: `activation` (see `TopKActivation`), `k` (entries kept per token) or `k_per_layer`, `options` (of this
+    activation), `n_dense_tail` (the last n blocks stay dense), `anneal_form` ("blend", "identity" or "relu"),
+    `schedule` and `alpha` (1 dense ... 0 TopK). The others tell how the model was trained and do nothing here.
     """
 
     model_type = "topk_llama"
@@ -68,22 +82,81 @@ def select(x: Tensor, k: int) -> Tensor:
     return torch.zeros_like(x, dtype=torch.bool).scatter(-1, index, True)
 
 
+def above(x: Tensor, threshold: Tensor) -> Tensor:
+    """bool [..., D]: x > threshold, compared in fp32 at least; NaN on either side is selected."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return ~(x.detach().to(wide) <= threshold.to(wide))
+
+
 class TopKActivation(nn.Module):
     """What a sparse block ends in: x [..., D] to A(x) [..., D]. No parameters.
 
     With m the selection and a = alpha, blend: a x + (1 - a) relu(x) m; identity: x (m + a (1 - m)); relu: relu(x)
-    (m + a (1 - m)). An unselected entry is never multiplied by zero, so an infinite one becomes 0.
+    (m + a (1 - m)). An unselected entry is never multiplied by zero, so an infinite one becomes 0. m is 1 for
+
+    - topk, abstopk: the k largest entries, by value or by magnitude; grouptopk: those of each of `groups` neighbours;
+    - normtopk: the k largest x w, with w the norm of the weights that read an entry (buffer `reader_norm`);
+    - stat_topk: x > mean + z std of the token's entries, z given or the normal distribution's for k of D;
+    - batchtopk, jumprelu: x > theta, one for the layer or one for each entry (buffer `threshold`);
+    - relu: x > 0; identity: everything.
+
+    `schedule` k: instead of a, the number of entries goes from D to k, and a = 0 in the formulas.
     """
 
-    def __init__(self, k: int, form: str, alpha: float) -> None:
+    reader_norm: Tensor
+    threshold: Tensor
+
+    def __init__(
+        self,
+        k: int,
+        form: str,
+        alpha: float,
+        activation: str = "topk",
+        dim: int = 0,
+        options: dict[str, Any] | None = None,
+        schedule: str = "mask",
+    ) -> None:
         super().__init__()
-        self.k = k
-        self.form = form
+        self.activation, self.form, options = activation, form, options or {}
+        self.groups = options.get("groups", 8) if activation == "grouptopk" else 1
         # As fp32 sees it, which is what training multiplies with. The device is named because models are built on meta.
         self.alpha = torch.tensor(alpha, dtype=torch.float32, device="cpu").item()
+        self.k = k
+        if schedule == "k":
+            self.k, self.alpha = k + round(alpha * (dim // self.groups - k)), 0.0
+        if activation == "stat_topk":
+            z = options.get("z")
+            normal = statistics.NormalDist().inv_cdf(1 - k / dim) if k < dim else -math.inf
+            self.z = normal if z is None else z
+        if activation == "normtopk":
+            self.register_buffer("reader_norm", torch.ones(dim, dtype=torch.float32))
+        if activation in ("batchtopk", "jumprelu"):
+            shape = (dim,) if activation == "jumprelu" else ()
+            self.register_buffer("threshold", torch.zeros(shape, dtype=torch.float32))
+        if activation == "batchtopk":  # training steps in which it was measured, for topklm
+            self.register_buffer("measured", torch.zeros((), dtype=torch.float32))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.cut(x, select(x, self.k))
+        return self.cut(x, self.selected(x))
+
+    def selected(self, x: Tensor) -> Tensor:
+        """The selection, bool [..., D]."""
+        x = x.detach()
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        if self.activation == "topk":
+            return select(x, self.k)
+        if self.activation == "abstopk":
+            return select(x.abs(), self.k)
+        if self.activation == "grouptopk":
+            return select(x.unflatten(-1, (self.groups, -1)), self.k).flatten(-2)
+        if self.activation == "normtopk":
+            return select(wide * self.reader_norm.to(wide.dtype), self.k)
+        if self.activation == "stat_topk":
+            mean = wide.mean(-1, keepdim=True)
+            return above(x, mean + (wide - mean).square().mean(-1, keepdim=True).sqrt() * self.z)
+        if self.activation in ("batchtopk", "jumprelu"):
+            return above(x, self.threshold)
+        return ~(x <= 0) if self.activation == "relu" else torch.ones_like(x, dtype=torch.bool)
 
     def cut(self, x: Tensor, selected: Tensor) -> Tensor:
         """A(x) for a selection, bool [..., D]."""
@@ -93,7 +166,7 @@ class TopKActivation(nn.Module):
         return out if self.form == "identity" else out.relu()
 
     def extra_repr(self) -> str:
-        return f"k={self.k}, form={self.form}, alpha={self.alpha:g}"
+        return f"{self.activation}, k={self.k}, form={self.form}, alpha={self.alpha:g}"
 
 
 class TopKLlamaDecoderLayer(LlamaDecoderLayer):
@@ -118,10 +191,18 @@ class TopKLlamaModel(LlamaModel):
     def __init__(self, config: TopKLlamaConfig) -> None:
         topk = _checked(config)
         super().__init__(config)
-        for layer in self.layers[: config.num_hidden_layers - topk["n_dense_tail"]]:
+        for i, layer in enumerate(self.layers[: config.num_hidden_layers - topk["n_dense_tail"]]):
             # The block stays the object that Llama made, whatever this version of transformers did with it.
             layer.__class__ = TopKLlamaDecoderLayer
-            layer.activation = TopKActivation(topk["k"], topk["anneal_form"], topk["alpha"])
+            layer.activation = TopKActivation(
+                topk["k_per_layer"][i] if topk["k_per_layer"] else topk["k"],
+                topk["anneal_form"],
+                topk["alpha"],
+                topk["activation"],
+                config.hidden_size,
+                topk["options"],
+                topk["schedule"],
+            )
 
 
 class TopKLlamaForCausalLM(LlamaForCausalLM):
@@ -143,20 +224,30 @@ def _checked(config: TopKLlamaConfig) -> dict[str, Any]:
     """`config.topk` with its defaults; raises ValueError with everything that is wrong."""
     if not isinstance(config.topk, dict):
         raise ValueError(f"config.topk is {config.topk!r}; a TopK model needs a dictionary with k and n_dense_tail")
-    topk = {"activation": "topk", "anneal_form": "blend", "alpha": 0.0, **config.topk}
-    k, tail, alpha = topk.get("k"), topk.get("n_dense_tail"), topk["alpha"]
+    topk = {
+        "activation": "topk", "anneal_form": "blend", "alpha": 0.0, "k_per_layer": None, "options": {},
+        "schedule": "mask", **config.topk,
+    }  # fmt: skip
+    name, k, tail, alpha = topk["activation"], topk.get("k"), topk.get("n_dense_tail"), topk["alpha"]
+    if name not in ACTIVATIONS:
+        raise ValueError(f"config.topk: activation {name!r} is unknown to this file; it has: {', '.join(ACTIVATIONS)}")
+    groups = topk["options"].get("groups", 8) if name == "grouptopk" else 1
+    most = config.hidden_size if name not in ("relu", "identity") else math.inf
+    ks = topk["k_per_layer"] or [k]
+    fits = all(isinstance(each, int) and 1 <= each * groups <= most for each in ks)
     rules = {
-        f"activation {topk['activation']!r} is unknown to this file; it has: {', '.join(ACTIVATIONS)}": topk[
-            "activation"
-        ]
-        in ACTIVATIONS,
-        f"k {k!r} is not in 1 ... {config.hidden_size}": isinstance(k, int) and 1 <= k <= config.hidden_size,
+        f"k {topk['k_per_layer'] or k!r} is not in 1 ... {most // groups}": fits,
+        f"{groups} groups do not divide {config.hidden_size}": config.hidden_size % groups == 0,
         f"n_dense_tail {tail!r} is not in 0 ... {config.num_hidden_layers}": isinstance(tail, int)
         and 0 <= tail <= config.num_hidden_layers,
-        f"anneal_form {topk['anneal_form']!r} is not blend, identity or relu": topk["anneal_form"]
-        in ("blend", "identity", "relu"),
+        f"anneal_form {topk['anneal_form']!r} is not {', '.join(ACTIVATIONS[name])}": topk["anneal_form"]
+        in ACTIVATIONS[name],
+        f"schedule {topk['schedule']!r} is not mask, k or none": topk["schedule"] in ("mask", "k", "none"),
         f"alpha {alpha!r} is not in [0, 1]": isinstance(alpha, (int, float)) and 0 <= alpha <= 1,
     }
+    if topk["k_per_layer"] and isinstance(tail, int):
+        n = config.num_hidden_layers - tail
+        rules[f"k_per_layer has {len(ks)} numbers for {n} sparse blocks"] = len(ks) == n
     wrong = [message for message, holds in rules.items() if not holds]
     if wrong:
         raise ValueError("config.topk: " + "; ".join(wrong))

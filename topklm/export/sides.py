@@ -22,7 +22,7 @@ from topklm.export.auto_classes import modeling
 from topklm.model import ModelConfig, Transformer
 from topklm.model.transformer import rotary_table
 from topklm.optional import require
-from topklm.sparsity.patch import sparse_states
+from topklm.sparsity.patch import activations_of, sparse_states
 
 if TYPE_CHECKING:
     from topklm.sparsity.activation import Activation
@@ -40,6 +40,10 @@ class Trace:
     """Per sparse block the entries that this side selects of its own stream, bool [B, T, D]."""
     l0: list[Tensor]
     """Per sparse block the entries that are not zero after the cut, int64 [B, T]; empty where it is not looked at."""
+    exact: bool = True
+    """Whether every token keeps the same number of entries."""
+    by_value: bool = True
+    """Whether those are the largest by value."""
 
 
 class Side(Protocol):
@@ -81,11 +85,13 @@ class NativeSide:
             for state in states:
                 state.recorder = None
         streams, own = ([pair[i] for pair in self._seen] for i in (0, 1))
-        return Trace(logits=logits, streams=streams, selected=own, l0=[])
+        activations = activations_of(self.model)
+        exact, by_value = (all(getattr(a, name) for a in activations) for name in ("exact", "by_value"))
+        return Trace(logits=logits, streams=streams, selected=own, l0=[], exact=exact, by_value=by_value)
 
     def see(self, block: torch.nn.Module, activation: Activation, x: Tensor) -> None:
         """Called by each sparse block, in their order."""
-        self._seen.append((x, activation.selected(x)))
+        self._seen.append((x, activation.selected_now(x)))
 
 
 class HuggingFaceSide:
@@ -117,7 +123,6 @@ class HuggingFaceSide:
 
     @torch.no_grad()
     def trace(self, tokens: Tensor, selected: Sequence[Tensor] | None = None) -> Trace:
-        select = modeling().select
         streams: list[Tensor] = []
         l0: list[Tensor] = []
 
@@ -132,7 +137,7 @@ class HuggingFaceSide:
             for cut in self._cuts:
                 hooks.callback(cut.register_forward_hook(hook).remove)
             logits = self.model(input_ids=tokens, use_cache=False).logits
-        own = [select(x, cut.k) for x, cut in zip(streams, self._cuts, strict=True)]
+        own = [cut.selected(x) for x, cut in zip(streams, self._cuts, strict=True)]
         return Trace(logits=logits, streams=streams, selected=own, l0=l0)
 
 

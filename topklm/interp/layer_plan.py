@@ -11,6 +11,7 @@ from topklm.bundles.exponent import N_CODES, STRATA
 from topklm.errors import ConfigError, Problem
 from topklm.interp.reading import ReadTopK
 from topklm.sparsity import TopKConfig
+from topklm.sparsity.registry import activation_class
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +44,10 @@ def plan_layers(
         raise ConfigError([problem])
     plans = []
     for layer in range(n_layers):
-        if topk is not None and layer < n_sparse:
+        if topk is not None and layer < n_sparse and activation_class(topk.activation).cuts:
             exact = site == "post" and not alpha
-            relu = topk.activation == "topk" and topk.anneal_form != "identity"
-            plans.append(
-                LayerPlan(kind="topk" if exact else "dense", selects=True, signed=not (exact and relu)),
-            )
+            signed = not exact or activation_class(topk.activation).signed(topk)
+            plans.append(LayerPlan(kind="topk" if exact else "dense", selects=True, signed=signed))
         elif cut is not None and layer < n_layers - cut.n_dense_tail:
             plans.append(LayerPlan(kind="topk", selects=True, signed=not cut.relu, cut=cut))
         else:

@@ -100,8 +100,9 @@ def _row(run: Run, runs: Sequence[Run], notes: list[str]) -> Row:
 def _last_loss(run: Run) -> tuple[float | None, int]:
     """(mean loss over the last tenth of the logged steps, at least one; their number)."""
     points = math.ceil(len(run.training) / 10)
-    losses = [number(line, "loss/out") for line in run.training[-points:]] if points else []
-    return (statistics.fmean(x for x in losses if x is not None) if losses else None), points
+    logged = [number(line, "loss/out") for line in run.training[-points:]] if points else []
+    losses = [loss for loss in logged if loss is not None]  # none in a run whose training loss is not causal
+    return (statistics.fmean(losses) if losses else None), points
 
 
 def _median(run: Run, key: str) -> float | None:

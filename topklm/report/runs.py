@@ -140,7 +140,7 @@ def read_run(path: Path) -> Run:
         name=str(config.get("name") or path.resolve().name),
         path=path,
         config=config,
-        training=[line for line in lines if "loss/out" in line],
+        training=[line for line in lines if "loss/out" in line or "loss/out_noncausal" in line],
         validation=[line for line in lines if any(key.startswith("val/") for key in line)],
         provenance=_read_provenance(path / "provenance.json"),
     )

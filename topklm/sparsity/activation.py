@@ -44,6 +44,12 @@ class Activation:
     """Values of `schedule`."""
     gradients: ClassVar[tuple[str, ...]] = ("plain", "straight_through")
     """Values of `gradient`."""
+    cuts: ClassVar[bool] = True
+    """Whether anything is cut."""
+    exact: ClassVar[bool] = False
+    """Whether every token keeps the same number of entries."""
+    by_value: ClassVar[bool] = False
+    """Whether those are the largest by value."""
     uses_k: ClassVar[bool] = True
     """Whether k means anything: an exact number, or the mean that is aimed at."""
     state_names: ClassVar[tuple[str, ...]] = ()
@@ -97,6 +103,10 @@ class Activation:
     def selected(self, x: Tensor) -> Tensor:
         """The selection at alpha = 0 as a bool mask [..., D], without gradient. NaN is selected."""
         raise NotImplementedError
+
+    def selected_now(self, x: Tensor) -> Tensor:
+        """The selection at the alpha that is set, bool [..., D]; not `selected` only with `schedule: k`."""
+        return self.selected(x)
 
     def active(self, x: Tensor) -> Tensor:
         """bool [..., D]: selected and > 0, what L0 and dead neurons count."""

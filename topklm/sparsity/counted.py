@@ -23,6 +23,7 @@ class Counted(Activation):
     `anneal_form: identity` and a ReLU block with the other two.
     """
 
+    exact: ClassVar[bool] = True
     schedules: ClassVar[tuple[str, ...]] = ("mask", "k", "none")
 
     def __init__(self, cfg: TopKConfig, dim: int | None = None, layer: int = 0) -> None:
@@ -47,6 +48,9 @@ class Counted(Activation):
     def selected(self, x: Tensor) -> Tensor:
         check_k(x, self.k)
         return self.mask(x, self.k_last)
+
+    def selected_now(self, x: Tensor) -> Tensor:
+        return self.mask(x, self.k_now) if self.shrinks else self.selected(x)
 
     def apply(self, x: Tensor, alpha: Tensor | None) -> Tensor:
         if self.shrinks:

@@ -154,8 +154,8 @@ def test_what_transformers_has_no_form_for_is_told_before_anything_is_written(tm
     with pytest.raises(ConfigError, match="divisible"):
         export_huggingface(tiny_source(dim=30, n_heads=4, head_dim=8), tmp_path / "out", parity=FEW)
     source = tiny_source()
-    object.__setattr__(source.config.topk, "activation", "jumprelu")
-    with pytest.raises(ConfigError, match="'jumprelu' has no form for transformers"):
+    object.__setattr__(source.config.topk, "activation", "of_a_user")
+    with pytest.raises(ConfigError, match="'of_a_user' has no form for transformers"):
         export_huggingface(source, tmp_path / "out", parity=FEW)
     object.__setattr__(source.config.topk, "activation", "topk")
     with pytest.raises(ConfigError, match="max_shard_size"):

@@ -204,13 +204,13 @@ def test_only_the_first_blocks_are_sparse_and_names_are_llamas() -> None:
     assert kinds == ["TopKLlamaDecoderLayer", *["LlamaDecoderLayer"] * 3]
     assert all(isinstance(layer, LlamaDecoderLayer) for layer in model.model.layers)
     assert not any("activation" in name for name in model.state_dict())
-    assert "k=5, form=blend, alpha=0" in repr(model)
+    assert "topk, k=5, form=blend, alpha=0" in repr(model)
 
 
 @pytest.mark.parametrize(
     ("topk", "message"),
     [
-        ({"activation": "jumprelu"}, "jumprelu.*it has: topk"),
+        ({"activation": "jumpprelu"}, "jumpprelu.*it has: topk, abstopk"),
         ({"k": 33}, "k 33 is not in 1 ... 32"),
         ({"k": 0, "alpha": 2}, "k 0 .*alpha 2"),
         ({"n_dense_tail": 5}, "n_dense_tail 5"),

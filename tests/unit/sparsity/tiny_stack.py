@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
-from topklm.sparsity import SAVED_OPS, TopKConfig, sparsify
+from topklm.sparsity import SAVED_OPS, ActivationSteps, TopKConfig, alpha_at, set_alpha, sparsify
 
 VOCAB, DIM, SEQ = 31, 32, 12
 CHECKPOINTING = ("none", "selective", "full")
@@ -112,3 +112,24 @@ def compile_blocks(model: Stack, how: str, **options: Any) -> None:
             block.forward = torch.compile(block.forward, **options)
         elif how == "inplace":
             block.compile(**options)
+
+
+def train_steps(model: Stack, steps: int, anneal_steps: int, lr: float = 1e-2, micro_batches: int = 1) -> list[float]:
+    """Losses of a few optimizer steps with what activations do between them."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+    activations = ActivationSteps(model)
+    losses = []
+    for step in range(steps):
+        set_alpha(model, alpha_at(step, anneal_steps))
+        activations.before(step)
+        total = 0.0
+        for part in make_batch(step % 8).chunk(micro_batches):
+            loss = loss_of(model, part) / micro_batches
+            loss.backward()
+            activations.add()
+            total += loss.item()
+        optimizer.step()
+        optimizer.zero_grad()
+        activations.finish()
+        losses.append(total)
+    return losses

@@ -15,6 +15,8 @@ from topklm.sparsity.registry import register
 class Identity(Activation):
     """Every entry."""
 
+    cuts: ClassVar[bool] = False
+    exact: ClassVar[bool] = True
     forms: ClassVar[tuple[str, ...]] = ("identity",)
     schedules: ClassVar[tuple[str, ...]] = ("none",)
     gradients: ClassVar[tuple[str, ...]] = ("plain",)

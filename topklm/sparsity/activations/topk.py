@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ class TopKActivation(Counted):
     With one k for all blocks it has indices for masks, which is faster and keeps 2 k bytes for the backward instead of
     D. With `k_per_layer` or `schedule: k` the number is a tensor, so that all blocks stay one compiled graph.
     """
+
+    by_value: ClassVar[bool] = True
 
     def __init__(self, cfg: TopKConfig, dim: int | None = None, layer: int = 0) -> None:
         super().__init__(cfg, dim, layer)
