@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal
 
 import torch
@@ -100,7 +101,7 @@ class Intervention:
             yield Problem(key, f"{self.layers!r} is not of the form 'l:', all layers from l on")
             return
         layers = self.in_layers(n)
-        if any(type(layer) is not int for layer in layers):
+        if not all(map(_is_whole, layers)):
             yield Problem(key, f"{layers} are not whole numbers")
             return
         if not layers:
@@ -123,7 +124,7 @@ class Intervention:
     def _neuron_problems(self, dim: int | None) -> Iterator[Problem]:
         if not self.neurons:
             yield Problem("neurons", "is empty; name at least one")
-        elif any(type(neuron) is not int for neuron in self.neurons):
+        elif not all(map(_is_whole, self.neurons)):
             yield Problem("neurons", f"{list(self.neurons)} are not whole numbers")
         else:
             if len(set(self.neurons)) < len(self.neurons):
@@ -162,6 +163,11 @@ class Intervention:
                 yield Problem("positions", f"a mask is bool [B, T], not {self.positions.dtype} {shape}")
         elif self.positions not in ("all", "last", "prompt", "generated"):
             yield Problem("positions", f"{self.positions!r} is not one of all, last, prompt, generated, or a mask")
+
+
+def _is_whole(number: object) -> bool:
+    """Of any integer type, NumPy's too."""
+    return isinstance(number, Integral) and not isinstance(number, bool)
 
 
 def _listed(numbers: Sequence[int] | str | None) -> str:

@@ -155,8 +155,13 @@ def test_thresholds_leave_no_place_to_fill(name):
 
 def test_layers_are_one_several_or_all_from_one_on():
     model, ids = tiny(), tokens(1, 5)
-    for layers, expected in (([0, 2], [0, 2]), ("2:", [2, 3]), (range(1, 3), [1, 2])):
-        one = Intervention(layers=layers, neurons=[3], op="set", value=9.0)
+    for layers, expected in (
+        ([0, 2], [0, 2]),
+        ("2:", [2, 3]),
+        (range(1, 3), [1, 2]),
+        (np.array([3, 1]).tolist(), [1, 3]),
+    ):
+        one = Intervention(layers=layers, neurons=list(np.array([3])), op="set", value=9.0)
         with intervene(model, [one]):
             assert [i for i in range(4) if bool((seen(model, ids, i)[1][..., 3] == 9.0).all())] == expected
 
