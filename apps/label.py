@@ -2,7 +2,7 @@
 
     python -m apps.label candidates bundle=BUNDLE                      # worth steering: coherent, persistent
     python -m apps.label words bundle=A bundle=B wordnet=data/wordnet  # top tokens, and classes of words by WordNet
-    python -m apps.label llm bundle=BUNDLE neurons=[4:17] base_url=URL model=NAME    # a language model's words, scored
+    python -m apps.label llm bundle=BUNDLE neurons=4:17 base_url=URL model=NAME    # a language model's words, scored
 
 Names are added to labels.jsonl beside the bundle, which the report on neurons and later candidates show; none is ever
 erased. `python -m apps.label MODE --help` tells every key. WordNet: bash scripts/fetch_wordnet.sh. See docs/labels.md.

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
+from topklm.config import Verbatim
 from topklm.errors import Problem
 from topklm.interp.labels.llm_client import endpoint_problems
-
-NEURON = r"[0-9]+:[0-9]+"
-"""A neuron's name: layer:index."""
+from topklm.interp.steering.target import parse_neurons
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,15 +18,15 @@ class LlmConfig:
 
     bundle: str = ""
     """A bundle of apps.collect."""
-    neurons: list[str] = field(default_factory=list)
-    """Neurons as layer:index, layers counted from 0: [4:17,4:18]."""
-    candidates: str | None = None
+    neurons: Verbatim = ""
+    """Neurons as LAYER:INDEX, layers counted from 0: 4:17,4:18."""
+    candidates: Verbatim | None = None
     """Directory of a result whose neurons to label (apps.label candidates), as well or instead."""
     n: int | None = None
     """Only the first so many of them; null: all."""
-    base_url: str = ""
+    base_url: Verbatim = ""
     """Address of an OpenAI-compatible endpoint, what comes before /chat/completions: http://localhost:8000/v1."""
-    model: str = ""
+    model: Verbatim = ""
     """Its name of the language model."""
     key_env: str | None = "OPENAI_API_KEY"
     """Environment variable with the key, which is sent to base_url only, and never written. Not set, or null: none."""
@@ -75,11 +73,13 @@ class LlmConfig:
             yield Problem("bundle", "is missing: a directory that apps.collect made, such as RUN/bundles/0000000500")
         if not self.neurons and self.candidates is None:
             yield Problem(
-                "neurons", "is empty; give neurons=[4:17] or candidates=DIR, a result of apps.label candidates"
+                "neurons", "is empty; give neurons=4:17,4:18 or candidates=DIR, a result of apps.label candidates"
             )
-        for name in self.neurons:
-            if not re.fullmatch(NEURON, name):
-                yield Problem("neurons", f"{name!r} is no neuron; write layer:index, such as 4:17")
+        elif self.neurons:
+            try:
+                parse_neurons(self.neurons)
+            except ValueError as error:
+                yield Problem("neurons", str(error))
         if not self.base_url:
             yield Problem("base_url", "is missing: the address of an endpoint, such as http://localhost:8000/v1")
         else:

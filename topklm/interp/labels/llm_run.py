@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from topklm.interp.labels.corpus import open_corpus
 from topklm.interp.labels.detection import Detection, detection, others
 from topklm.interp.labels.excerpts import Excerpts, Span
 from topklm.interp.labels.llm_client import Answer, ChatClient
-from topklm.interp.labels.llm_config import NEURON, LlmConfig
+from topklm.interp.labels.llm_config import LlmConfig
 from topklm.interp.labels.llm_prompts import (
     LABEL_TOKENS,
     detect_prompt,
@@ -31,6 +30,7 @@ from topklm.interp.labels.llm_prompts import (
     read_label,
     read_marks,
 )
+from topklm.interp.steering.target import parse_neurons
 from topklm.report.result import RESULT
 
 A = TypeVar("A")
@@ -107,24 +107,25 @@ class Scored:
 
 def named_neurons(config: LlmConfig, bundle: Bundle) -> list[tuple[int, int]]:
     """The neurons that were asked for, each once. Raises `ConfigError` for those that the bundle does not have."""
-    names = list(config.neurons)
+    found = parse_neurons(config.neurons) if config.neurons else []
     if config.candidates is not None:
         file = Path(config.candidates) / RESULT
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-            names += [str(name) for name in content["data"]["neurons"]]
+            names = json.loads(file.read_text(encoding="utf-8"))["data"]["neurons"]
+            found += parse_neurons(",".join(map(str, names))) if names else []
         except (OSError, ValueError, KeyError, TypeError) as error:
             told = f"{file} names no neurons ({error}); make it: python -m apps.label candidates bundle={bundle.path}"
             raise ConfigError([Problem("candidates", told)]) from error
-    names = list(dict.fromkeys(names))[: config.n]
-    if odd := [name for name in names if not re.fullmatch(NEURON, name)]:
-        raise ConfigError([Problem("candidates", f"{', '.join(odd)}: not neurons; layer:index is one, such as 4:17")])
-    pairs = [(int(layer), int(neuron)) for layer, neuron in (name.split(":") for name in names)]
-    absent = [f"{l}:{n}" for l, n in pairs if l not in bundle.layers or n >= bundle.meta.model.dim]  # noqa: E741
-    if absent:
-        told = f"{', '.join(absent)}: {bundle.path} has layers {bundle.layers} of {bundle.meta.model.dim} neurons"
+    found = list(dict.fromkeys(found))[: config.n]
+    width = bundle.meta.model.dim
+    if absent := [str(each) for each in found if each.layer not in bundle.layers or each.index >= width]:
+        told = f"{', '.join(absent)}: {bundle.path} has layers {bundle.layers} of {width} neurons"
         raise ConfigError([Problem("neurons", told)])
-    return pairs
+    if not found:
+        raise ConfigError(
+            [Problem("candidates", f"{config.candidates} found no candidates; ask for less, or neurons=4:17")]
+        )
+    return [(each.layer, each.index) for each in found]
 
 
 def gather(config: LlmConfig, device: torch.device) -> tuple[Bundle, list[Case]]:

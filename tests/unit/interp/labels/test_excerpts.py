@@ -139,11 +139,17 @@ def test_neurons_come_from_the_list_and_from_a_result_and_must_be_there(bundle, 
     config = {"bundle": "b", "base_url": "http://localhost/v1", "model": "m"}
     result = tmp_path / "result.json"
     result.write_text('{"data": {"neurons": ["1:4", "0:3", "2:15"]}}')
-    both = LlmConfig(neurons=["0:3"], candidates=str(tmp_path), n=3, **config)
+    both = LlmConfig(neurons="0:3", candidates=str(tmp_path), n=3, **config)
     assert named_neurons(both, bundle) == [(0, 3), (1, 4), (2, 15)]
     with pytest.raises(ConfigError, match=r"3:0, 0:16: .* has layers \[0, 1, 2\] of 16 neurons"):
-        named_neurons(LlmConfig(neurons=["3:0", "0:16", "0:1"], **config), bundle)
-    for text, message in (('{"data": {"neurons": ["1:2:3"]}}', "1:2:3: not neurons"), ("{}", "names no neurons")):
+        named_neurons(LlmConfig(neurons="3:0,0:16,0:1", **config), bundle)
+    result.write_text('{"data": {"neurons": []}}')
+    with pytest.raises(ConfigError, match="found no candidates"):
+        named_neurons(LlmConfig(candidates=str(tmp_path), **config), bundle)
+    for text, message in (
+        ('{"data": {"neurons": ["1:2:3"]}}', "'1:2:3' is not LAYER:INDEX"),
+        ("{}", "names no neurons"),
+    ):
         result.write_text(text)
         with pytest.raises(ConfigError, match=message):
             named_neurons(both, bundle)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from topklm.config import load_config
 from topklm.errors import EndpointError
 from topklm.interp.labels.llm_client import Answer
 from topklm.interp.labels.llm_config import LlmConfig
@@ -15,7 +16,7 @@ from topklm.interp.labels.llm_run import Case, ask_and_score, balanced, plan
 
 CONFIG = LlmConfig(
     bundle="b",
-    neurons=["0:0"],
+    neurons="0:0",
     base_url="http://localhost/v1",
     model="m",
     per_call=3,
@@ -87,7 +88,7 @@ def test_the_plan_tells_what_is_sent_and_what_is_not():
     assert last.cost(CONFIG) == 0
     some = Model(cached={label_prompt(CASES[0].shown)})
     assert (plan(CONFIG, some, CASES).label_calls, plan(CONFIG, some, CASES).score_calls) == (2, 12)
-    without = LlmConfig(bundle="b", neurons=["0:0"], base_url="http://localhost/v1", model="m")
+    without = LlmConfig(bundle="b", neurons="0:0", base_url="http://localhost/v1", model="m")
     assert "cost not known" in first.sentence(without)
 
 
@@ -169,8 +170,11 @@ def test_a_label_cannot_end_its_own_quotation():
 
 
 def test_all_that_is_wrong_with_a_configuration_is_told():
-    wrong = LlmConfig(neurons=["4.17"], base_url="http://u:p@x", held_out=0, before=-1, n=0, price_input=-1.0)
+    wrong = LlmConfig(neurons="4.17", base_url="http://u:p@x", held_out=0, before=-1, n=0, price_input=-1.0)
     keys = [problem.key for problem in wrong.problems()]
     assert keys == ["bundle", "neurons", "base_url", "model", "held_out", "before", "price_input", "n"]
     assert next(LlmConfig(bundle="b", base_url="http://x", model="m").problems()).key == "neurons"
     assert list(CONFIG.problems()) == []
+    given = ["bundle=b", "base_url=http://localhost/v1", "model=7", "neurons=4:17,0:3"]
+    config = load_config(LlmConfig, given)  # in YAML 4:17 is 257, sixty times four and seventeen
+    assert (config.neurons, config.model) == ("4:17,0:3", "7")
