@@ -89,7 +89,7 @@ def _comparison(pairs: Sequence[tuple[Row, Row]], kind: str, threshold: float) -
         excess = []
         for side in zip(*pairs, strict=True):
             values = [row[rate] - row[f"{rate}_permuted"] for row in side]
-            excess.append(f"{min(values):+.3f} ... {max(values):+.3f}")
+            excess.append(_span(values, "+.3f"))
         told.append(
             f"by {name} every pair of its runs is above every pair of the other in {higher}, below in {lower} (above "
             f"the permuted null: {excess[0]} and {excess[1]})"
@@ -113,6 +113,10 @@ def _range(rows: Sequence[Row], key: str, form: str = ".3f") -> str:
     values = [row[key] for row in rows if not math.isnan(row[key])]
     if not values:
         return ""
+    return _span(values, form)
+
+
+def _span(values: Sequence[float], form: str) -> str:
     low, high = (format(each, form) for each in (min(values), max(values)))
     return low if low == high else f"{low} ... {high}"
 
