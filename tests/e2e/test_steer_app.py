@@ -49,7 +49,7 @@ def test_a_dose_response_goes_on_where_it_was_and_becomes_a_section_of_the_repor
         "max_tokens=6", "controls=2", "density_tolerance=4", "concept.min_count=5", "bootstrap=100", f"out={out}",
     ]  # fmt: skip
     done = run_app(*arguments)
-    assert f"{neuron} (" in done.stdout
+    assert f"{neuron} (reads " in done.stdout
     assert "2 controls cannot decide it" in done.stdout
     samples = out / "samples.jsonl"
     whole_file, result = samples.read_bytes(), (out / "result.json").read_bytes()
@@ -60,9 +60,10 @@ def test_a_dose_response_goes_on_where_it_was_and_becomes_a_section_of_the_repor
     assert samples.read_bytes() == whole_file
     assert (out / "result.json").read_bytes() == result
     (read,) = read_results([out])
-    (curve,) = read.data["curves"]
+    curve, written = read.data["curves"]
+    assert (curve["counted"], written["counted"], written["n_concept"]) == ("reads", "writes", 20)
     assert [dose["multiple"] for dose in curve["doses"]] == [1.0, 4.0]
     assert len(curve["controls"]) == 2
-    assert (out / f"dose_{neuron.replace(':', '_')}.png").stat().st_size > 10_000
+    assert (out / f"reads_{neuron.replace(':', '_')}.png").stat().st_size > 10_000
     refused = run_app(*arguments, "seed=1", check=2)
     assert "holds texts with another sampling" in refused.stderr

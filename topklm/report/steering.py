@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from topklm.report.figure import COLOURS, MARKERS, framed, house_style, legend_below, plain
 from topklm.report.result import Drawing
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 P = 0.05
 """Below it, or at it, a difference is called one."""
+
+
+Counted = Literal["reads", "writes"]
+"""reads: tokens that the neuron responds to; writes: tokens whose logits it raises most."""
 
 
 class Estimate(NamedTuple):
@@ -63,6 +67,8 @@ class DoseCurve:
 
     neuron: str
     """LAYER:INDEX, from 0."""
+    counted: Counted
+    """Which of its sets of tokens."""
     kind: str
     """topk or dense: its layer."""
     density: float
@@ -99,23 +105,31 @@ class DoseCurve:
 def verdict(curve: DoseCurve) -> str:
     """Whether a neuron beats its controls, at what dose, at what price, in one sentence with its limits."""
     n = len(curve.controls)
-    told = f"{curve.neuron} ({', '.join(f'“{one_line(piece).strip()}”' for piece in curve.concept[:4])})"
+    pieces = ", ".join(f"“{one_line(piece).strip()}”" for piece in curve.concept[:4])
+    told = f"{curve.neuron} ({curve.counted} {pieces})"
     if n < 1 / P - 1:
         test = f"{_many(n, 'control')} cannot decide it: p is at least {1 / (n + 1):.2f}"
     else:
         test = f"p = {curve.p:.2g} over {_many(len(curve.doses), 'dose')}, {_many(n, 'control')}"
-    found = [dose for dose in curve.doses if dose.p <= P]
+    found = [dose for dose in curve.doses if stands_out(dose)]
     shown = max(found or curve.doses, key=_wanted)
     where = f" at {', '.join(map(_dose, found))}" if found else ""
-    mean = _mean(shown.control_rates)
+    mean = f"{_mean(shown.control_rates):.2%}"
+    best = "" if found else f" and {_most(shown.control_rates):.2%} for the best of them, {best_control(curve, shown)},"
     price = _geometric(shown.control_perplexities) / curve.perplexity.value
-    best = "" if found else f" and {_most(shown.control_rates):.1%} for the best of them, {best_control(curve, shown)},"
     return (
         f"{told} {'beats' if found else 'does not beat'} its controls{where} ({test}): at {_dose(shown)} "
-        f"{_percent(shown.rate)} of the generated tokens are in its set of {_many(curve.n_concept, 'token type')}, "
-        f"against {mean:.1%} for its controls{best} and {curve.rate.value:.1%} unsteered, at {shown.price.value:.2f} "
-        f"({shown.price.low:.2f} ... {shown.price.high:.2f}) times the unsteered perplexity (controls: {price:.2f})."
+        f"{_percent(shown.rate)} of the generated tokens are among the {_many(curve.n_concept, 'token type')} that it "
+        f"{curve.counted}, against {mean} for its controls{best} and {curve.rate.value:.2%} unsteered, at "
+        f"{shown.price.value:.2f} ({shown.price.low:.2f} ... {shown.price.high:.2f}) times the unsteered perplexity "
+        f"(controls: {price:.2f})."
     )
+
+
+def stands_out(dose: Dose) -> bool:
+    """Whether the neuron beats its controls at a dose: p is small enough, and the interval over texts of its distance
+    from their mean excludes 0 on the side that the dose should take it to (one token more is not a difference)."""
+    return dose.p <= P and (dose.lead.low > 0 if dose.offset > 0 else dose.lead.high < 0)
 
 
 def best_control(curve: DoseCurve, dose: Dose) -> str:
@@ -123,14 +137,19 @@ def best_control(curve: DoseCurve, dose: Dose) -> str:
     return max(zip(dose.control_rates, curve.controls, strict=True), key=lambda pair: (pair[0] == pair[0], pair[0]))[1]
 
 
-def summary(curves: Sequence[DoseCurve]) -> str:
-    """How many of several neurons beat their controls, and how many would by chance."""
-    tested = [curve for curve in curves if len(curve.controls) >= 1 / P - 1]
-    beat = sum(curve.p <= P for curve in tested)
-    return (
-        f"{beat} of {_many(len(tested), 'neuron')} tested beat their controls at p ≤ {P:g}; about "
-        f"{P * len(tested):.2g} would if steering had no effect of its own."
-    )
+def summaries(curves: Sequence[DoseCurve]) -> list[str]:
+    """How many of several neurons beat their controls in what they read and in what they write, and how many would by
+    chance; nothing for one neuron."""
+    said = []
+    for counted in dict.fromkeys(curve.counted for curve in curves):
+        tested = [curve for curve in curves if curve.counted == counted and len(curve.controls) >= 1 / P - 1]
+        beat = sum(any(map(stands_out, curve.doses)) for curve in tested)
+        if len(tested) > 1:
+            said.append(
+                f"In the tokens that a neuron {counted}, {beat} of {len(tested)} neurons beat their controls at "
+                f"p ≤ {P:g}; at most about {P * len(tested):.2g} would if steering had no effect of its own."
+            )
+    return said
 
 
 def caveats(curves: Sequence[DoseCurve]) -> list[str]:
@@ -152,7 +171,7 @@ def dose_table(curves: Sequence[DoseCurve]) -> Table:
     """A row for each neuron and dose, the unsteered texts first."""
     rows = []
     for curve in curves:
-        base: dict[str, Any] = {"neuron": curve.neuron, "samples": curve.n_samples}
+        base: dict[str, Any] = {"neuron": curve.neuron, "counted": curve.counted, "samples": curve.n_samples}
         rows.append(
             base
             | {"dose": "unsteered", "offset": 0.0, "tokens": curve.n_tokens, "repeated": curve.repeated}
@@ -175,7 +194,8 @@ def dose_table(curves: Sequence[DoseCurve]) -> Table:
                 }
             )  # fmt: skip
     columns = [
-        Column("neuron", "neuron"), Column("dose", "dose"), Column("offset", "offset", "{:+.3g}"),
+        Column("neuron", "neuron"), Column("counted", "tokens it"), Column("dose", "dose"),
+        Column("offset", "offset", "{:+.3g}"),
         Column("rate", "concept rate", "{:.2%}"), Column("rate_low", "from", "{:.2%}"),
         Column("rate_high", "to", "{:.2%}"),
         Column("control_rate", "controls, mean", "{:.2%}"), Column("control_rate_least", "least", "{:.2%}"),
@@ -189,9 +209,9 @@ def dose_table(curves: Sequence[DoseCurve]) -> Table:
         Column("samples", "texts"), Column("tokens", "tokens", "{:,}"), Column("controls", "controls"),
     ]  # fmt: skip
     note = (
-        "Concept rate: share of the generated tokens in the steered neuron's top-token set, the same set for its "
-        "controls. Perplexity under the unsteered model, of controls the geometric mean. Intervals: "
-        "bootstrap over texts, paired by random numbers."
+        "Concept rate: share of the generated tokens that are among those that the steered neuron reads (its top-token "
+        "set) or writes, the same tokens for its controls. Perplexity under the unsteered model, of controls the "
+        "geometric mean. Intervals: bootstrap over texts, paired by random numbers."
     )
     return Table("Dose-response", note, columns, rows)
 
@@ -200,21 +220,28 @@ def concept_table(curves: Sequence[DoseCurve]) -> Table:
     """What each neuron is taken to stand for, and what it is compared with."""
     rows = [
         {
-            "neuron": curve.neuron, "kind": curve.kind, "density": curve.density, "unit": curve.unit or "-",
-            "types": curve.n_concept, "corpus": curve.corpus_rate, "tokens": list(curve.concept),
+            "neuron": curve.neuron, "counted": curve.counted, "kind": curve.kind,
+            "density": curve.density, "unit": curve.unit or "-", "types": curve.n_concept,
+            "corpus": curve.corpus_rate, "tokens": list(curve.concept),
             "controls": len(curve.controls),
             "least": min(curve.control_densities), "most": max(curve.control_densities),
         }
         for curve in curves
     ]  # fmt: skip
     columns = [
-        Column("neuron", "neuron"), Column("kind", "layer is"), Column("density", "density", "{:.2%}"),
+        Column("neuron", "neuron"), Column("counted", "tokens it"), Column("kind", "layer is"),
+        Column("density", "density", "{:.2%}"),
         Column("unit", "percentile of its activation"), Column("types", "token types in its set"),
         Column("corpus", "their share of held-out text", "{:.2%}"), Column("controls", "controls"),
         Column("least", "least density", "{:.2%}"), Column("most", "most", "{:.2%}"),
         Column("tokens", "the first of the set"),
     ]  # fmt: skip
-    return Table("Steered neurons", "Sets by falling mean activation per token type.", columns, rows)
+    return Table(
+        "Steered neurons",
+        "Tokens that it reads by falling mean activation, tokens that it writes by falling effect on their logits.",
+        columns,
+        rows,
+    )
 
 
 def text_table(texts: Sequence[Mapping[str, Any]], prompt: str) -> Table:
@@ -227,7 +254,7 @@ def text_table(texts: Sequence[Mapping[str, Any]], prompt: str) -> Table:
 
 def dose_figure(curve: DoseCurve, provenance: Sequence[str]) -> Drawing:
     """Concept rate above, perplexity below, against the offset; controls as a band from the least to the most."""
-    title = f"Steering {curve.neuron}: " + ", ".join(
+    title = f"Steering {curve.neuron}, which {curve.counted} " + ", ".join(
         plain(f"“{one_line(piece).strip()}”") for piece in curve.concept[:6]
     )
     n = len(curve.controls)
@@ -236,7 +263,7 @@ def dose_figure(curve: DoseCurve, provenance: Sequence[str]) -> Drawing:
         rate, perplexity = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
         for axis, name, factor in ((rate, "rate", 100.0), (perplexity, "perplexity", 1.0)):
             _panel(axis, curve, name, factor, n)
-        rate.set_ylabel("tokens in the concept's set, %")
+        rate.set_ylabel(f"tokens that it {curve.counted}, %")
         rate.set_ylim(bottom=0)
         rate.axhline(100 * curve.corpus_rate, color="#888888", linestyle=":", linewidth=1.2, label="held-out text")
         perplexity.set_ylabel("perplexity under\nthe unsteered model")
@@ -244,16 +271,16 @@ def dose_figure(curve: DoseCurve, provenance: Sequence[str]) -> Drawing:
         _plain_ticks(perplexity)
         _dose_axis(rate, perplexity, curve)
         test = f"p = {curve.p:.2g} over {_many(len(curve.doses), 'dose')} against {_many(n, 'control')}"
-        legend_below(figure, [rate], 3, f"{test}; filled markers: p ≤ {P:g} at the dose")
+        legend_below(figure, [rate], 3, f"{test}; filled markers: it beats them at the dose (p ≤ {P:g})")
     low, high = min(curve.control_densities), max(curve.control_densities)
     text = (
         f"{curve.n_samples} texts a point from one prompt; lines and bars: estimates with intervals over texts; grey: "
         f"{n} random neurons of the same layer (density {low:.2%} ... {high:.2%}, the "
         f"steered neuron's {curve.density:.2%}), steered with the same "
         f"{'offsets' if curve.same_dose else 'multiples of their own percentiles'}. Filled markers: p ≤ {P:g} against "
-        "the controls, adjusted for the number of doses."
+        "the controls, adjusted for the number of doses, and above their mean beyond the interval over texts."
     )  # fmt: skip
-    return Drawing(title=f"Dose-response of {curve.neuron}", text=text, figure=figure)
+    return Drawing(title=f"Dose-response of what {curve.neuron} {curve.counted}", text=text, figure=figure)
 
 
 def one_line(text: str) -> str:
@@ -286,7 +313,7 @@ def _panel(axis: Axes, curve: DoseCurve, name: str, factor: float, n: int) -> No
         color=COLOURS[1], linewidth=1.8, capsize=3, elinewidth=1.2, label=f"{curve.neuron} steered",
     )  # fmt: skip
     for dose, each in zip(curve.doses, own, strict=True):
-        fill = COLOURS[1] if dose.p <= P else "white"
+        fill = COLOURS[1] if stands_out(dose) else "white"
         axis.plot(
             dose.offset, factor * each.value, MARKERS[0], color=COLOURS[1], markerfacecolor=fill, markersize=6, zorder=5
         )
@@ -327,7 +354,7 @@ def _dose(dose: Dose) -> str:
 
 
 def _percent(estimate: Estimate) -> str:
-    return f"{estimate.value:.1%} ({estimate.low:.1%} ... {estimate.high:.1%})"
+    return f"{estimate.value:.2%} ({estimate.low:.2%} ... {estimate.high:.2%})"
 
 
 def _wanted(dose: Dose) -> float:

@@ -15,7 +15,7 @@ from topklm.report.steering import (
     concept_table,
     dose_figure,
     dose_table,
-    summary,
+    summaries,
     text_table,
     verdict,
 )
@@ -28,9 +28,10 @@ def around(value):
 
 
 def a_dose(offset, rate, controls, p, perplexity=30.0):
+    known = [control for control in controls if control == control]
     return Dose(
         offset=offset, multiple=offset / 4, n_tokens=4096, rate=around(rate), gain=around(rate - 0.01),
-        lead=around(rate - sum(controls) / len(controls)), perplexity=around(perplexity), price=around(perplexity / 10),
+        lead=around(rate - sum(known) / len(known)), perplexity=around(perplexity), price=around(perplexity / 10),
         repeated=0.2, control_rates=controls, control_perplexities=[10.0 * 4**i for i in range(len(controls))],
         control_repeated=0.1, p=p,
     )  # fmt: skip
@@ -38,7 +39,8 @@ def a_dose(offset, rate, controls, p, perplexity=30.0):
 
 def a_curve(doses, n=19, p=0.05, **changes):
     given = {
-        "neuron": "3:44", "kind": "topk", "density": 0.07, "unit": "P99.9 = 4", "concept": [" $will", " <b>"],
+        "neuron": "3:44", "counted": "reads", "kind": "topk", "density": 0.07, "unit": "P99.9 = 4",
+        "concept": [" $will", " <b>"],
         "n_concept": 9, "corpus_rate": 0.02, "n_samples": 32, "rate": around(0.01), "perplexity": around(10.0),
         "repeated": 0.1, "n_tokens": 4000, "controls": [f"3:{i}" for i in range(n)],
         "control_densities": [0.05 + i / 1000 for i in range(n)], "same_dose": True, "doses": doses, "p": p,
@@ -53,9 +55,12 @@ def beating(n=19):
 
 def test_the_verdict_says_at_what_dose_and_at_what_price():
     told = verdict(beating())
-    assert told.startswith("3:44 (“$will”, “<b>”) beats its controls at +4 (1x), +8 (2x) (p = 0.05 over 3 doses")
-    assert "at +4 (1x) 30.0% (27.0% ... 33.0%) of the generated tokens are in its set of 9 token types" in told
-    assert "against 1.1% for its controls and 1.0% unsteered" in told
+    assert told.startswith("3:44 (reads “$will”, “<b>”) beats its controls at +4 (1x), +8 (2x) (p = 0.05 over 3 doses")
+    assert (
+        "at +4 (1x) 30.00% (27.00% ... 33.00%) of the generated tokens are among the 9 token types that it reads"
+        in told
+    )
+    assert "against 1.11% for its controls and 1.00% unsteered" in told
     assert "3.00 (2.70 ... 3.30) times the unsteered perplexity" in told
 
 
@@ -63,24 +68,29 @@ def test_a_neuron_that_does_not_beat_its_controls_is_said_not_to_with_the_best_o
     others = [0.0] * 18 + [0.9]
     told = verdict(a_curve([a_dose(4.0, 0.3, others, 0.1), a_dose(8.0, 0.04, others, 1.0)], p=0.1))
     assert "does not beat its controls (p = 0.1 over 2 doses, 19 controls): at +4 (1x)" in told
-    assert "90.0% for the best of them, 3:18," in told
+    assert "90.00% for the best of them, 3:18," in told
 
 
 def test_few_controls_decide_nothing():
     told = verdict(a_curve([a_dose(4.0, 0.9, [0.0, 0.0], 1 / 3)], n=2, p=1 / 3))
     assert "2 controls cannot decide it: p is at least 0.33" in told
-    assert "0 of 0 neurons tested" in summary([a_curve([], n=2)])
+    assert summaries([a_curve([], n=2)] * 3) == []
 
 
 def test_the_summary_counts_those_that_beat_their_controls():
-    curves = [beating(), a_curve([], p=0.06), a_curve([], p=0.05)]
-    assert summary(curves).startswith("2 of 3 neurons tested beat their controls at p ≤ 0.05; about 0.15 would")
+    one_token = dataclasses.replace(a_dose(8.0, 0.0002, [0.0] * 19, 0.05), lead=Estimate(0.0002, 0.0, 0.0006))
+    curves = [beating(), a_curve([], p=0.06), beating(), a_curve([one_token])]
+    assert "does not beat its controls" in verdict(curves[3])
+    (said,) = summaries([*curves, a_curve([], counted="writes")])
+    assert said.startswith(
+        "In the tokens that a neuron reads, 2 of 4 neurons beat their controls at p ≤ 0.05; at most about 0.2"
+    )
 
 
 def test_a_negative_offset_should_lower_the_rate():
     others = [0.05] * 19
     told = verdict(a_curve([a_dose(-8.0, 0.0, others, 0.05), a_dose(-4.0, 0.04, others, 0.05)]))
-    assert "at -8 (-2x) 0.0%" in told
+    assert "at -8 (-2x) 0.00%" in told
 
 
 def test_what_has_no_tokens_is_left_out_of_means():
@@ -92,7 +102,7 @@ def test_what_has_no_tokens_is_left_out_of_means():
     assert row["control_perplexity"] == pytest.approx(20.0)  # geometric
     assert best_control(curve, dose) == "3:2"
     assert math.isnan(row["lead"])
-    assert "20.0% for its controls" in verdict(curve)
+    assert "20.00% for its controls" in verdict(curve)
 
 
 def test_tables_have_a_row_for_each_dose_and_the_unsteered_texts():

@@ -1,4 +1,4 @@
-"""What a neuron stands for, as a set of token types, and how much of a text is in it."""
+"""What a neuron stands for, as sets of token types: those it responds to, and those whose logits it raises."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from topklm.bundles import Bundle
 from topklm.interp.layer_means import LayerMeans
 from topklm.interp.response import responses, thresholds
 from topklm.interp.steering.target import Neuron
+from topklm.model import Transformer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +31,12 @@ class ConceptSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Concept:
-    """The top-token set of one neuron."""
+    """A set of token types of one neuron: its top tokens, or those that it writes."""
 
     tokens: np.ndarray
-    """int64 [m]: token types by falling mean activation; special tokens are not among them."""
+    """int64 [m]: token types by falling mean activation, or by falling effect; special tokens are not among them."""
     n: int
-    """Their number before the cap (m = min(n, cap), special tokens apart)."""
+    """Their number before the cap, m = min(n, cap)."""
     corpus_rate: float
     """Their share of the bundle's tokens: how often they come by themselves."""
 
@@ -67,4 +68,29 @@ def concepts_of(
                 tokens = types[response.tokens]
                 rate = float(bundle.counts[tokens].sum() / bundle.n_tokens)
                 found[indices[i]] = Concept(tokens=tokens, n=response.n, corpus_rate=rate)
+    return found
+
+
+def written_by(
+    model: Transformer,
+    bundle: Bundle,
+    neurons: Sequence[Neuron],
+    n: int,
+    *,
+    min_count: int = 1,
+    special: Sequence[int] = (),
+) -> dict[Neuron, Concept]:
+    """The `n` token types whose logits each neuron raises most directly: the largest of W_U[v, i] g_i, W_U the
+    unembedding and g the weight of the final norm, if its value lives on in coordinate i of the stream to the end.
+
+    Types that occur less often than `min_count` in the bundle are left out: a model hardly ever writes them.
+    """
+    weight, gain = (w.detach().double().cpu().numpy() for w in (model.head_weight, model.norm.weight))
+    usable = np.setdiff1d(np.flatnonzero(bundle.counts >= min_count), special)
+    found = {}
+    for neuron in neurons:
+        effect = weight[usable, neuron.index] * gain[neuron.index]
+        tokens = usable[np.argsort(-effect, kind="stable")[:n]]
+        rate = float(bundle.counts[tokens].sum() / bundle.n_tokens)
+        found[neuron] = Concept(tokens=tokens, n=len(tokens), corpus_rate=rate)
     return found

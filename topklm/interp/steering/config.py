@@ -124,6 +124,9 @@ class DoseConfig(SteerConfig):
     """same: controls get the steered neuron's offsets; own: the same multiples of their own percentiles."""
     concept: ConceptSettings = field(default_factory=ConceptSettings)
     """Which tokens count as the steered neuron's concept, for it and for its controls."""
+    written: int = 20
+    """Count, from the same texts, also the tokens that the neuron writes: so many, those with the largest direct effect
+    on their logits. 0: only those that it responds to."""
     bootstrap: int = 2000
     """Draws of texts behind each interval."""
     level: float = 0.95
@@ -149,8 +152,9 @@ class DoseConfig(SteerConfig):
             yield Problem("bootstrap", f"{self.bootstrap} is below 100")
         if not 0 < self.level < 1:
             yield Problem("level", f"{self.level} is not in (0, 1)")
-        if self.shown_samples < 0:
-            yield Problem("shown_samples", f"{self.shown_samples} is negative")
+        for name in ("shown_samples", "written"):
+            if getattr(self, name) < 0:
+                yield Problem(name, f"{getattr(self, name)} is negative")
         if self.temperature == 0:
             yield Problem("temperature", "0 is greedy: all texts of a dose would be the same")
         if self.concept.min_count < 1 or self.concept.cap < 1:

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from topklm.interp.steering.concept import Concept
 from topklm.interp.steering.config import DoseConfig
 from topklm.interp.steering.estimate import Bootstrap, count, permutation_test
 from topklm.interp.steering.plan import Plan, Target
 from topklm.interp.steering.samples import Key, SampleStore
 from topklm.interp.steering.texts import Writer
-from topklm.report.steering import Dose, DoseCurve
+from topklm.report.steering import Counted, Dose, DoseCurve
 
 SHOWN_PIECES = 24
 """Tokens of a set that are named."""
@@ -37,14 +38,18 @@ def write_cells(plan: Plan, writer: Writer, store: SampleStore, done: Callable[[
 
 
 def measure(plan: Plan, store: SampleStore, config: DoseConfig) -> list[DoseCurve]:
-    """The dose-response of every steered neuron from the texts in `store`."""
-    return [_curve(plan, target, store, config) for target in plan.targets]
+    """The dose-response of every steered neuron from the texts in `store`: of what it reads, then of what it writes."""
+    curves = []
+    for target in plan.targets:
+        sets: dict[Counted, Concept | None] = {"reads": target.concept, "writes": target.written}
+        curves += [_curve(plan, target, store, config, name, found) for name, found in sets.items() if found]
+    return curves
 
 
-def _curve(plan: Plan, target: Target, store: SampleStore, config: DoseConfig) -> DoseCurve:
+def _curve(
+    plan: Plan, target: Target, store: SampleStore, config: DoseConfig, counted: Counted, concept: Concept
+) -> DoseCurve:
     assert plan.bundle is not None
-    assert target.concept is not None
-    concept = target.concept
 
     def counts(key: Key):  # type: ignore[no-untyped-def]
         samples = store.get(*key)
@@ -81,6 +86,7 @@ def _curve(plan: Plan, target: Target, store: SampleStore, config: DoseConfig) -
     pieces = plan.bundle.tokens
     return DoseCurve(
         neuron=str(target.neuron),
+        counted=counted,
         kind=plan.bundle.layer(target.neuron.layer).kind,
         density=target.density,
         unit=target.scale.words if target.scale is not None and target.scale.value > 0 else "",

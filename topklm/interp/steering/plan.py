@@ -13,12 +13,12 @@ from topklm.bundles import Bundle, open_bundle
 from topklm.checkpoint.load import content_hash, read_description, resolve, stored_tokenizers
 from topklm.data import Tokenizer
 from topklm.errors import CheckpointError, ConfigError, DataError, Problem
-from topklm.interp.steering.concept import Concept, concepts_of
+from topklm.interp.steering.concept import Concept, concepts_of, written_by
 from topklm.interp.steering.config import DoseConfig, SteerConfig
 from topklm.interp.steering.controls import draw_controls
 from topklm.interp.steering.scale import Scale, scale_from_bundle
 from topklm.interp.steering.target import Neuron, Offset
-from topklm.model import ModelConfig
+from topklm.model import ModelConfig, Transformer
 
 log = logging.getLogger("topklm.interp")
 
@@ -44,7 +44,9 @@ class Target:
     offsets: list[float]
     """Absolute, ascending; empty until a percentile that they need is known."""
     concept: Concept | None
-    """None without a bundle."""
+    """What it reads, its top-token set; None without a bundle."""
+    written: Concept | None = None
+    """What it writes; None where that is not asked for."""
     density: float = float("nan")
     """Share of the bundle's tokens in which it fired."""
     controls: Sequence[Control] = ()
@@ -108,13 +110,28 @@ def with_scales(plan: Plan, scales: Mapping[Neuron, Scale]) -> Plan:
     return replace(plan, targets=targets)
 
 
+def with_written(plan: Plan, model: Transformer, config: DoseConfig) -> Plan:
+    """The plan of a dose-response with the tokens that each neuron writes, if they are asked for."""
+    if plan.bundle is None or not config.written:
+        return plan
+    found = written_by(
+        model, plan.bundle, [target.neuron for target in plan.targets], config.written,
+        min_count=config.concept.min_count, special=special_tokens(plan.tokenizer),
+    )  # fmt: skip
+    return replace(plan, targets=[replace(target, written=found[target.neuron]) for target in plan.targets])
+
+
+def special_tokens(tokenizer: Tokenizer) -> list[int]:
+    """BOS and EOS, which are no part of a concept."""
+    return [i for i in (tokenizer.bos_id, tokenizer.eos_id) if i is not None]
+
+
 def _targets(
     config: SteerConfig, bundle: Bundle, neurons: list[Neuron], doses: list[Offset], tokenizer: Tokenizer
 ) -> tuple[list[Target], list[Problem]]:
     problems: list[Problem] = []
-    special = [i for i in (tokenizer.bos_id, tokenizer.eos_id) if i is not None]
     settings = config.concept if isinstance(config, DoseConfig) else DoseConfig().concept
-    concepts = concepts_of(bundle, neurons, settings, special)
+    concepts = concepts_of(bundle, neurons, settings, special_tokens(tokenizer))
     targets = []
     for neuron in neurons:
         stats = bundle.layer(neuron.layer).stats

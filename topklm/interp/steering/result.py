@@ -17,7 +17,7 @@ from topklm.report.steering import (
     concept_table,
     dose_figure,
     dose_table,
-    summary,
+    summaries,
     text_table,
     verdict,
 )
@@ -42,10 +42,10 @@ def dose_result(
 ) -> Result:
     """Curves with their verdicts, tables, and some of the texts."""
     lines = provenance(config, plan, loaded)
-    statements = [*map(verdict, curves), *([summary(curves)] if len(curves) > 1 else []), *caveats(curves)]
+    statements = [*map(verdict, curves), *summaries(curves), *caveats(curves)]
     return Result(
         kind="steering",
-        title=f"Steering {', '.join(curve.neuron for curve in curves)}: dose-response",
+        title=f"Steering {', '.join(dict.fromkeys(curve.neuron for curve in curves))}: dose-response",
         statements=statements,
         provenance=lines,
         tables={
@@ -53,10 +53,17 @@ def dose_result(
             "neurons": concept_table(curves),
             "texts": text_table(_texts(plan, store, config.shown_samples), config.prompt),
         },
-        drawings={f"dose_{curve.neuron.replace(':', '_')}": dose_figure(curve, lines) for curve in curves},
+        drawings={f"{curve.counted}_{curve.neuron.replace(':', '_')}": dose_figure(curve, lines) for curve in curves},
         data={
             "curves": [dataclasses.asdict(curve) for curve in curves],
-            "concepts": {str(target.neuron): target.concept.tokens for target in plan.targets if target.concept},
+            "sets": {
+                str(target.neuron): {
+                    name: found.tokens
+                    for name, found in (("reads", target.concept), ("writes", target.written))
+                    if found is not None
+                }
+                for target in plan.targets
+            },
         },
     )
 
@@ -79,9 +86,10 @@ def provenance(config: SteerConfig, plan: Plan, loaded: LoadedConfig) -> list[st
     if isinstance(config, DoseConfig):
         c = config.concept
         lines.append(
-            f"sets: token types with a mean activation above {c.share:g} P{c.percentile:g} of the positive means, "
-            f"min_count {c.min_count}, at most {c.cap}; controls of density within a factor "
-            f"{config.density_tolerance:g}, {config.bootstrap:,} bootstrap draws, {config.level:.0%} intervals"
+            f"what it reads: types with a mean activation above {c.share:g} P{c.percentile:g} of the positive means, "
+            f"min_count {c.min_count}, at most {c.cap}; what it writes: the {config.written} with the largest direct "
+            f"effect on their logits; controls of density within a factor {config.density_tolerance:g}; "
+            f"{config.bootstrap:,} bootstrap draws, {config.level:.0%} intervals"
         )
     return lines
 

@@ -16,9 +16,9 @@ from topklm.checkpoint.load import LoadedConfig
 from topklm.errors import ConfigError, DataError, Problem
 from topklm.interp.collect_config import token_count
 from topklm.interp.progress import PassProgress
-from topklm.interp.steering.config import SteerConfig
+from topklm.interp.steering.config import DoseConfig, SteerConfig
 from topklm.interp.steering.dose import cells, write_cells
-from topklm.interp.steering.plan import Plan, with_scales
+from topklm.interp.steering.plan import Plan, with_scales, with_written
 from topklm.interp.steering.samples import SampleStore
 from topklm.interp.steering.scale import measured_scales
 from topklm.interp.steering.texts import Writer
@@ -40,6 +40,8 @@ def make_texts(
         raise ConfigError([problem])
     if any(not target.offsets for target in plan.targets):
         plan = _with_measured(config, plan, model, loaded)
+    if isinstance(config, DoseConfig):
+        plan = with_written(plan, model, config)
     context = loaded.model.max_seqlen
     directory = None if config.out is None else Path(config.out)
     store = SampleStore(directory, settings_of(config, loaded, plan, bos), config.n_samples, config.overwrite)

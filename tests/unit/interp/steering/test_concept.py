@@ -1,10 +1,14 @@
 """The top-token set of a neuron, from a bundle, against its definition in float64."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 
+from tests.unit.evaluate.tiny_lm import tiny_model
 from tests.unit.interp.tiny import V, collected, write_checkpoint, write_data
-from topklm.interp.steering.concept import ConceptSettings, concepts_of
+from topklm.interp.steering.concept import ConceptSettings, concepts_of, written_by
 from topklm.interp.steering.target import Neuron
 
 
@@ -32,6 +36,23 @@ def test_sets_are_those_of_the_definition(bundle, share, cap, min_count):
         assert found[neuron].n == len(expected)
         rate = sum(int(bundle.counts[v]) for v in expected[:cap]) / bundle.n_tokens
         assert found[neuron].corpus_rate == pytest.approx(rate, rel=1e-12)
+
+
+def test_what_is_written_has_the_largest_direct_effect(bundle):
+    model = tiny_model()
+    with torch.no_grad():
+        model.norm.weight[3] = -2.0
+    bundle = SimpleNamespace(counts=np.arange(258), n_tokens=1000)
+    found = written_by(model, bundle, [Neuron(1, 3)], 4, min_count=50, special=[256, 257])
+    concept = found[Neuron(1, 3)]
+    effect = (model.head_weight.detach()[:, 3] * -2.0).tolist()
+    assert concept.tokens.tolist() == sorted(range(50, 256), key=lambda v: -effect[v])[:4]
+    assert concept.corpus_rate == sum(concept.tokens) / 1000
+    # What a coordinate adds before the norm moves the logits that way: the norm's scale is positive.
+    h = torch.zeros(32, dtype=torch.float64)
+    h[3] = 5.0
+    logits = model.norm(h) @ model.head_weight.T
+    assert (logits[50:256].topk(4).indices + 50).tolist() == concept.tokens.tolist()
 
 
 def test_hits_are_counted_with_repetitions(bundle):

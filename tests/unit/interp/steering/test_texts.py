@@ -145,7 +145,7 @@ def test_a_neuron_that_writes_a_token_beats_its_controls_and_pays():
     assert high.multiple == 4.0
     assert high.price.value == pytest.approx(high.perplexity.value / curve.perplexity.value)
     told = verdict(curve)
-    assert told.startswith("1:5 (“x”) beats its controls at")
+    assert told.startswith("1:5 (reads “x”) beats its controls at")
     assert "p = 0.05 over 2 doses, 19 controls" in told
     # The control in the steered neuron's place does not.
     other = dataclasses.replace(plan.targets[0], neuron=Neuron(1, 0), controls=[
