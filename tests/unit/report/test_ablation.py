@@ -1,6 +1,7 @@
 """What is said of ablations: counts, medians and correlations of known numbers."""
 
 import math
+import re
 
 import pytest
 
@@ -37,8 +38,11 @@ def test_findings_count_what_excludes_zero_and_who_is_above_the_controls():
     assert "excludes 0 for 2, of which 1 raise the loss" in effect
     assert "above that of 58% of their controls" in overall  # (2/3 + 1/2) / 2
     assert "5 comparisons" in overall
+    p = sum(a / 3 + b / 2 >= 2 / 3 + 1 / 2 - 1e-9 for a in range(4) for b in range(3)) / 12
+    assert float(re.search(r"p = ([\d.]+)", overall)[1]) == pytest.approx(p, abs=0.02)
     assert WHERE["at"] in at
     assert "rank correlation of 0.80" in order
+    assert "signs agree for 4," in order
     assert f"{sum(a * b for a, b in pairs) / sum(a * a for a, _ in pairs):.2f} times the estimate" in order
     assert "50.0%" in reaches
     assert findings(ROWS, compared[:2], 3.0) == [effect, overall, at, reaches]
