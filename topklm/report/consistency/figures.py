@@ -162,7 +162,8 @@ def _layer_axis(axis: Axes, rows: Sequence[Row]) -> None:
 
     layers = [row["layer"] for row in rows if row["layer"] is not None]
     if not layers:
-        axis.set_xticks([0], ["all layers"])
+        axis.set_xticks([])  # a dictionary of no layer
+        axis.set_xlim(-1.5, 1.5)
         return
     axis.set_xlabel("layer, counted from 0")
     axis.xaxis.set_major_locator(MaxNLocator(12, integer=True))
