@@ -40,16 +40,16 @@ class JumpReLUOptions:
 
     threshold: float = 0.001
     """theta at the start. 0.001: recall."""
-    bandwidth: float = 0.05
-    """eps. 0.001 in the source (recall), where activations are scaled to unit mean square; 0.05: ours. Take about a
-    tenth of the stream's standard deviation."""
+    bandwidth: float = 0.2
+    """eps. 0.001 in the source (recall), where activations are scaled to unit mean square; 0.2: ours, a tenth of the
+    standard deviation of a stream that is about 2. Like `lr` it is in the stream's own unit: look before a long run."""
     penalty: Literal["target", "linear"] = "target"
     """target: weight ((L0 - k) / k)^2; linear: weight L0, where k is not used."""
     weight: float = 1.0
     """Of the penalty; ours."""
-    lr: float = 0.003
+    lr: float = 0.03
     """Highest learning rate of the thresholds; it follows the schedule of `optim.lr`. Adam moves a threshold by at most
-    about this much per step. Ours."""
+    about this much per step, so steps times lr must reach the stream's scale. Ours."""
 
     def problems(self) -> Iterator[Problem]:
         for name in ("bandwidth", "lr"):
