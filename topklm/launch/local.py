@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import time
@@ -44,45 +45,71 @@ def train_here(runs: Sequence[PlannedRun], config: SweepConfig, progress: SweepP
     A run that fails does not stop the others. A run that another process is training is waited for. SIGINT, SIGTERM,
     SIGHUP and SIGUSR1/2 are passed on as SIGTERM, upon which the runs save; a second one ends them at once.
     """
-    waiting = deque(runs)
-    free = places(config)
-    going: dict[Attempt, Place] = {}
-    outcomes: list[Outcome] = []
-    looked: dict[str, float] = {}
+    crew = _Crew(runs, places(config), progress)
     with _Signals() as signals:
-        while going or (waiting and not signals.seen):
-            for attempt in list(going):
-                if (outcome := attempt.poll()) is not None:
-                    free.append(going.pop(attempt))
-                    outcomes.append(outcome)
-                    progress.ended(outcome.run, outcome.state, outcome.reason)
-                    _tell(outcome)
-            for _ in range(len(waiting) if free and not signals.seen else 0):
-                run = waiting.popleft()
-                if time.monotonic() < looked.get(run.name, 0.0) + _PATIENCE_SECONDS:
-                    waiting.append(run)
-                    continue
-                state = state_of(run)
-                if state.state == "finished":  # another process has done it meanwhile
-                    progress.ended(run, "finished")
-                elif state.state == "busy":
-                    if run.name not in looked:
-                        log.warning("%s: another process is training it; it is waited for", run.name)
-                    looked[run.name] = time.monotonic()
-                    waiting.append(run)
-                elif free:
-                    place = free.pop(0)
-                    going[Attempt(run, place)] = place
-                    progress.started(run, state.step)
-                else:
-                    waiting.appendleft(run)
-                    break
-            if signals.pending():
-                for attempt in going:
-                    attempt.stop(signal.SIGTERM if signals.seen == 1 else signal.SIGKILL)
-            progress.update()
-            time.sleep(_POLL_SECONDS)
-    return outcomes, signals.number
+        try:
+            while crew.going or (crew.waiting and not signals.seen):
+                crew.collect()
+                if not signals.seen:
+                    crew.begin()
+                if signals.pending():
+                    crew.stop(signal.SIGTERM if signals.seen == 1 else signal.SIGKILL)
+                progress.update()
+                time.sleep(_POLL_SECONDS)
+        except BaseException:  # a full disk, say: what runs must not be left alone
+            crew.stop(signal.SIGTERM)
+            raise
+    return crew.outcomes, signals.number
+
+
+class _Crew:
+    """The runs that wait, those that are trained, and the places for more."""
+
+    def __init__(self, runs: Sequence[PlannedRun], free: list[Place], progress: SweepProgress):
+        self.waiting = deque(runs)
+        self.going: dict[Attempt, Place] = {}
+        self.outcomes: list[Outcome] = []
+        self._free, self._progress = free, progress
+        self._looked: dict[str, float] = {}
+
+    def collect(self) -> None:
+        """Take note of the attempts that have ended."""
+        for attempt in list(self.going):
+            if (outcome := attempt.poll()) is not None:
+                self._free.append(self.going.pop(attempt))
+                self.outcomes.append(outcome)
+                self._progress.ended(outcome.run, outcome.state, outcome.reason)
+                if outcome.state == "failed":
+                    lines = "".join(f"\n    {line}" for line in outcome.tail)
+                    log_file = outcome.run.dump_dir / LOG
+                    log.error("%s failed: %s; the end of %s:%s", outcome.run.name, outcome.reason, log_file, lines)
+
+    def begin(self) -> None:
+        """Start the next runs, as far as there are places; those of other processes are passed over for now."""
+        for _ in range(len(self.waiting)):
+            if not self._free:
+                return
+            run = self.waiting.popleft()
+            if time.monotonic() < self._looked.get(run.name, -math.inf) + _PATIENCE_SECONDS:
+                self.waiting.append(run)
+                continue
+            state = state_of(run)
+            if state.state == "finished":  # another process has done it meanwhile
+                self._progress.ended(run, "finished")
+            elif state.state == "busy":
+                if run.name not in self._looked:
+                    log.warning("%s: another process is training it; it is waited for", run.name)
+                self._looked[run.name] = time.monotonic()
+                self.waiting.append(run)
+            else:
+                attempt = Attempt(run, self._free[0])
+                self.going[attempt] = self._free.pop(0)
+                self._progress.started(run, state.step)
+
+    def stop(self, signum: int) -> None:
+        """Send a signal to all that are trained."""
+        for attempt in self.going:
+            attempt.stop(signum)
 
 
 class _Signals:
@@ -112,13 +139,6 @@ class _Signals:
             return False
         log.warning("signal %d: %s", self.number, "the runs save and end" if self.seen == 1 else "the runs are killed")
         return True
-
-
-def _tell(outcome: Outcome) -> None:
-    run = outcome.run
-    if outcome.state == "failed":
-        lines = "".join(f"\n    {line}" for line in outcome.tail)
-        log.error("%s failed: %s; the end of %s:%s", run.name, outcome.reason, run.dump_dir / LOG, lines)
 
 
 def _devices() -> list[str]:

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from topklm.config import load_config
+from topklm.config import load_config, to_dict
 from topklm.errors import EXIT_PREEMPTED, ConfigError
 from topklm.launch import attempt, local, plan_runs, run_sweep
 from topklm.launch.attempt import Place, arguments, command
+from topklm.launch.check import check_runs
 from topklm.launch.config import SweepConfig
 from topklm.launch.sweep import INDEX
 from topklm.train import TrainConfig
@@ -113,11 +114,34 @@ def test_the_index_has_what_is_needed_to_train_each_run_alone(make_sweep):
     assert load_config(TrainConfig, [f"config={yaml}"]) == plan_runs(config)[1].config
 
 
-def test_contradictions_are_refused_before_anything_starts(make_sweep, monkeypatch):
-    monkeypatch.undo()
-    monkeypatch.chdir(ROOT)
-    with pytest.raises(ConfigError, match="nowhere"):
-        run_sweep(make_sweep())
+def test_everything_wrong_with_any_run_is_told_before_one_starts(make_sweep, monkeypatch):
+    monkeypatch.setattr("topklm.launch.sweep.check_runs", check_runs)
+    config = make_sweep(**rates(1, 2))
+    first = plan_runs(config)[0]
+    place = first.config.checkpoint_dir / "0000000020"
+    place.mkdir(parents=True)
+    (place / "params.json").write_text(json.dumps({**to_dict(first.config), "seed": 1}))
+    with pytest.raises(ConfigError) as caught:
+        run_sweep(config)
+    said = str(caught.value)
+    assert "lr1.0: is finished" in said
+    assert "seed is 42 now and was 1" in said
+    assert "nowhere" in said  # the data, of the other run
+    assert starts(config, "lr2.0") == 0
+
+
+def test_an_error_of_the_sweep_itself_stops_what_runs(make_sweep, monkeypatch):
+    config = make_sweep(**rates(75), max_parallel=2)
+    ready = Path(config.dump_dir) / "lr75.0" / "ready"
+
+    def broken(self):
+        if ready.exists():
+            raise OSError("disk full")
+
+    monkeypatch.setattr(local.SweepProgress, "update", broken)
+    with pytest.raises(OSError, match="disk full"):
+        run_sweep(config)
+    wait_for(ready.parent / "checkpoints")
 
 
 def test_commands_for_one_device_several_and_several_nodes(make_sweep):
