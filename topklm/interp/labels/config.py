@@ -74,7 +74,7 @@ class WordsConfig:
     """Token pieces in a label from tokens."""
     top_words: int = 20
     """Words of each neuron that are tested: those with the largest mean activation above 0."""
-    null: Null = "words"
+    chance: Null = "words"
     """What chance is: words (any words of the corpus) or part_of_speech (any words of the same part of speech)."""
     fdr: float = 0.05
     """A class is significant at a q (false discovery rate over all neurons and classes of a bundle) of at most this."""

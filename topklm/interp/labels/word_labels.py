@@ -61,13 +61,13 @@ def class_labels(config: WordsConfig, bundle: Bundle, lexicon: Lexicon, advance:
     top, width = np.concatenate(tops), bundle.meta.model.dim
     tested, other = (
         nearest_classes(top, words.classes, null)
-        for null in (config.null, "words" if config.null == "part_of_speech" else "part_of_speech")
+        for null in (config.chance, "words" if config.chance == "part_of_speech" else "part_of_speech")
     )
     return WordLabels(
         words=words, layer=np.repeat(bundle.layers, width), neuron=np.tile(np.arange(width), len(bundle.layers)),
         silent=np.concatenate(silent), top=top, tested=tested, other=other,
         shuffled=shuffled_shares(
-            top, words.classes, words.counts, config.fdr, config.shuffles, config.seed, config.null
+            top, words.classes, words.counts, config.fdr, config.shuffles, config.seed, config.chance
         ),
     )  # fmt: skip
 
@@ -84,7 +84,7 @@ def class_lines(config: WordsConfig, bundle: Bundle, lexicon: Lexicon, found: Wo
     """A line for each neuron that was tested, significant or not, with its nearest class."""
     settings = {
         "wordnet": lexicon.sha256, "exceptions": lexicon.has_exceptions, "whole_words": config.whole_words,
-        "min_count": config.min_count, "top_words": config.top_words, "null": config.null, "fdr": config.fdr,
+        "min_count": config.min_count, "top_words": config.top_words, "chance": config.chance, "fdr": config.fdr,
         "universe": found.words.coverage.kept, "classes": found.tested.n_classes,
     }  # fmt: skip
     tested, lines = found.tested, []

@@ -42,17 +42,17 @@ def words_result(
     return Result(
         kind="labels",
         title="Classes of words",
-        statements=[*class_statements(models, CLASSES, config.null, config.fdr), universe.coverage.sentence()],
+        statements=[*class_statements(models, CLASSES, config.chance, config.fdr), universe.coverage.sentence()],
         provenance=[
             *(each.named.provenance() for each in models),
             f"WordNet {lexicon.sha256[:12]}, {irregular} irregular forms; {settings}",
         ],
         tables={
-            "labels_layers": layer_table(models, config.null),
+            "labels_layers": layer_table(models, config.chance),
             "labels_classes": class_table(models, CLASSES, members),
             "labels_neurons": neuron_table(models[0], _rows(config, found[0])),
         },
-        drawings=class_drawings(models, CLASSES, config.null, config.fdr),
+        drawings=class_drawings(models, CLASSES, config.chance, config.fdr),
         data={
             "models": [
                 {

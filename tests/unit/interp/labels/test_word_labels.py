@@ -6,6 +6,7 @@ import pytest
 from tests.unit.bundles.reference import brute, meta_of, random_tokens
 from tests.unit.interp.labels.lexicon import write_lexicon
 from topklm.bundles import NamedBundle, open_bundle, write_bundle
+from topklm.config import load_config
 from topklm.errors import ConfigError
 from topklm.interp.labels import WordsConfig
 from topklm.interp.labels.classes import nearest_classes, top_words
@@ -78,9 +79,12 @@ def test_top_tokens_are_those_with_the_largest_means(bundle):
         assert line.significant is None
 
 
-def test_too_few_words_are_told(bundle, lexicon):
+def test_too_few_words_are_told(bundle, lexicon, tmp_path):
     config = WordsConfig(bundle=["b"], whole_words=False, min_count=10_000)
     with pytest.raises(ConfigError, match="min_count: no word of WordNet occurred 10000 times"):
         class_labels(config, bundle, lexicon)
+    file = tmp_path / "words.yaml"
+    file.write_text("bundle: [b]\nchance: part_of_speech\n")
+    assert load_config(WordsConfig, [f"config={file}"]).chance == "part_of_speech"
     keys = [problem.key for problem in WordsConfig(top_words=4, fdr=2.0, shuffles=-1).problems()]
     assert keys == ["bundle", "top_words", "shuffles", "fdr"]
