@@ -103,7 +103,10 @@ class DoseCurve:
 
 
 def verdict(curve: DoseCurve) -> str:
-    """Whether a neuron beats its controls, at what dose, at what price, in one sentence with its limits."""
+    """Whether a neuron beats its controls, at what dose, at what price, in one sentence with its limits.
+
+    The figures are those of the smallest dose at which it does, or of the one where it comes furthest.
+    """
     n = len(curve.controls)
     pieces = ", ".join(f"“{one_line(piece).strip()}”" for piece in curve.concept[:4])
     told = f"{curve.neuron} ({curve.counted} {pieces})"
@@ -112,7 +115,7 @@ def verdict(curve: DoseCurve) -> str:
     else:
         test = f"p = {curve.p:.2g} over {_many(len(curve.doses), 'dose')}, {_many(n, 'control')}"
     found = [dose for dose in curve.doses if stands_out(dose)]
-    shown = max(found or curve.doses, key=_wanted)
+    shown = min(found, key=lambda dose: abs(dose.offset)) if found else max(curve.doses, key=_wanted)
     where = f" at {', '.join(map(_dose, found))}" if found else ""
     mean = f"{_mean(shown.control_rates):.2%}"
     best = "" if found else f" and {_most(shown.control_rates):.2%} for the best of them, {best_control(curve, shown)},"
