@@ -115,11 +115,12 @@ def findings(rows: Sequence[Ablated], compared: Sequence[Compared], loss: float)
         pairs = [(pair.estimate, pair.effect) for pair in compared if pair.variant == variant]
         if len(pairs) >= 3:
             estimate, effect = np.array(pairs).T
+            agree = int((np.sign(estimate) == np.sign(effect)).sum())
             said.append(
-                f"Gradient times activation orders {len(pairs)} neurons, controls among them ({WORDS[variant]}), as "
-                f"their measured effects do with a rank correlation of {_spearman(estimate, effect):.2f}; signs agree "
-                f"for {int((np.sign(estimate) == np.sign(effect)).sum())}, and the measured effect is "
-                f"{_slope(estimate, effect):.2f} times the estimate (least squares through 0)."
+                f"Gradient times activation orders {len(pairs)} neurons and controls ({WORDS[variant]}) as their "
+                f"measured effects do with a rank correlation of {_spearman(estimate, effect):.2f}; signs agree for "
+                f"{agree}, and the measured effect is {_slope(estimate, effect):.2f} times the estimate (least squares "
+                "through 0)."
             )
     lost = [row.survival for row in rows if math.isfinite(row.survival)]
     if lost:
@@ -233,8 +234,11 @@ def strongest_table(strongest: Sequence[tuple[str, float, float]], n: int) -> Ta
         Column("density", "density", "{:.2%}"),
     ]
     rows = [{"neuron": name, "estimate": estimate, "density": density} for name, estimate, density in strongest]
-    note = f"The {n} largest of all neurons of all layers: estimates of the change of the loss, nats a token."
-    return Table("Neurons that matter most, by estimate", note, columns, rows)
+    note = (
+        f"The {n} largest, of either sign, of all neurons of all layers: first-order estimates of the change of the "
+        "loss by removal, nats a token. They may have the wrong sign even so: measure the ones that you speak of."
+    )
+    return Table("Largest estimates", note, columns, rows)
 
 
 def draw_effects(rows: Sequence[Ablated], variants: Sequence[str], lines: Sequence[str]) -> Figure:
