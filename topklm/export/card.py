@@ -84,9 +84,13 @@ def _topk(source: Source) -> Iterator[str]:
     n_sparse = n - topk.n_dense_tail
     states = f"`hidden_states[1]` to `hidden_states[{n_sparse}]`" if n_sparse > 1 else "`hidden_states[1]`"
     yield "## The residual stream is sparse\n"
+    if topk.activation == "topk" and topk.k_per_layer is None:
+        kept = f"its k = {topk.k} largest of {source.config.model.dim} entries per token"
+    else:
+        kept = f"what the activation `{topk.activation}` keeps (defined in `modeling_topklm.py`)"
     yield (
-        f"After each of the first {n_sparse} of {n} blocks the residual stream keeps its k = {topk.k} largest of "
-        f"{source.config.model.dim} entries per token ([TopK Language Models]({_PAPER})); the last {topk.n_dense_tail} "
+        f"After each of the first {n_sparse} of {n} blocks the residual stream keeps {kept} "
+        f"([TopK Language Models]({_PAPER})); the last {topk.n_dense_tail} "
         f"blocks stay dense. One dimension is one feature, the same in every sparse block."
     )
     yield (
@@ -119,7 +123,8 @@ def _configuration(source: Source) -> Iterator[str]:
     ]
     if topk is not None and source.is_sparse:
         rows += [
-            ("activation", topk.activation), ("k", topk.k), ("dense tail", topk.n_dense_tail),
+            ("activation", topk.activation), ("k", topk.k_per_layer or topk.k), ("dense tail", topk.n_dense_tail),
+            *([("options", topk.options)] if topk.options else []),
             ("alpha", f"{source.config.alpha:g}"), ("annealing", f"{topk.anneal_form}, {topk.anneal_steps} steps"),
         ]  # fmt: skip
     yield "## Configuration\n"
