@@ -10,6 +10,7 @@ from topklm.report.sweeps.groups import shown
 
 ROOT = Path(__file__).parents[3]
 SWEEPS = sorted(path for path in (ROOT / "configs" / "sweeps").rglob("*.yaml") if path.name != "base.yaml")
+FINDINGS = sorted((ROOT / "configs" / "findings").glob("*.yaml"))
 AT_SIZE = ("tail", "k", "width", "width_lingua_ffn", "anneal", "depth")
 
 
@@ -35,7 +36,7 @@ def test_shipped_sweeps_load(path, monkeypatch):
 
 def test_every_sweep_has_a_small_one():
     assert {path.stem for path in SWEEPS if path.parent.name == "sweeps"} == set(AT_SIZE)
-    assert {path.stem for path in SWEEPS if path.parent.name == "small"} == {*AT_SIZE, "cost_of_the_cut"}
+    assert {path.stem for path in SWEEPS if path.parent.name == "small"} == set(AT_SIZE)
 
 
 def test_the_sweeps_at_the_papers_size(monkeypatch):
@@ -53,9 +54,9 @@ def test_the_sweeps_at_the_papers_size(monkeypatch):
     assert {shown(run.swept["topk.anneal_form"]) for run in sparse("anneal")} == {"blend", "identity", "relu"}
 
 
-def test_the_cost_of_the_cut(monkeypatch):
-    config, runs = load(ROOT / "configs" / "sweeps" / "small" / "cost_of_the_cut.yaml", monkeypatch)
-    assert len(runs) == 9
-    assert {run.seed for run in runs} == {1, 2, 3}
-    assert {run.config.topk and run.config.topk.anneal_ratio for run in runs} == {None, 0.5, 0.0}
-    assert config.set == {"steps": 500}
+@pytest.mark.parametrize("path", FINDINGS, ids=lambda path: path.stem)
+def test_the_sweeps_of_the_findings_have_several_seeds_and_twins(path, monkeypatch):
+    config, runs = load(path, monkeypatch)
+    assert config.name == path.stem
+    assert len({run.seed for run in runs}) >= 3
+    assert all(run.is_dense or run.twin for run in runs)
