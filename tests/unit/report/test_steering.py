@@ -89,7 +89,8 @@ def test_the_summary_counts_those_that_beat_their_controls():
 
 def test_a_negative_offset_should_lower_the_rate():
     others = [0.05] * 19
-    told = verdict(a_curve([a_dose(-8.0, 0.0, others, 0.05), a_dose(-4.0, 0.04, others, 0.05)]))
+    told = verdict(a_curve([a_dose(-8.0, 0.0, others, 0.05), a_dose(-4.0, 0.06, others, 0.05)]))
+    assert "beats its controls at -8 (-2x) (p" in told
     assert "at -8 (-2x) 0.00%" in told
 
 
