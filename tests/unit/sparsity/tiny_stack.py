@@ -123,7 +123,7 @@ def train_steps(model: Stack, steps: int, anneal_steps: int, lr: float = 1e-2, m
         set_alpha(model, alpha_at(step, anneal_steps))
         activations.before(step)
         total = 0.0
-        for part in make_batch(step % 8).chunk(micro_batches):
+        for part in make_batch(step % 8).to(model.norm.weight.device).chunk(micro_batches):
             loss = loss_of(model, part) / micro_batches
             loss.backward()
             activations.add()

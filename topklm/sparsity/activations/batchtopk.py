@@ -101,7 +101,7 @@ def batch_threshold(x: Tensor, k: Tensor, sample: int) -> Tensor:
     rows = rows[:: max(1, -(-rows.numel() // sample))].float()
     kept = len(rows) * int(k)
     least = rows.flatten().kthvalue(rows.numel() - kept + 1).values
-    return torch.stack((least.double() * len(rows), least.new_tensor(len(rows), dtype=torch.float64)))
+    return torch.stack((least.double() * len(rows), torch.full_like(least, len(rows), dtype=torch.float64)))
 
 
 @batch_threshold.register_fake

@@ -97,12 +97,12 @@ class JumpReLU(Activation):
         l0, slope = seen[1] / seen[0], -seen[2:] / seen[0] / self.options.bandwidth  # dL0/dtheta [D]
         weight, k = self.options.weight, self.k
         if self.options.penalty == "linear":
-            value, outer = weight * l0, torch.as_tensor(weight, device=l0.device)
+            value, gradient = weight * l0, weight * slope
         else:
-            value, outer = weight * ((l0 - k) / k) ** 2, 2 * weight * (l0 - k) / k**2
+            value, gradient = weight * ((l0 - k) / k) ** 2, 2 * weight * (l0 - k) / k**2 * slope
         if self.threshold.grad is None:
             self.threshold.grad = torch.zeros_like(self.threshold)
-        self.threshold.grad += torch.where(skip, 0.0, outer * slope).float()
+        self.threshold.grad += torch.where(skip, 0.0, gradient).float()
         return value
 
     @torch.no_grad()
