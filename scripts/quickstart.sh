@@ -52,6 +52,7 @@ Next:
   no annealing           python -m apps.train config=configs/quickstart/topk$size.yaml topk.anneal_ratio=0 name=sudden
   compare                python -m apps.report "runs=[runs/quickstart/dense$size,runs/quickstart/k8]" out=report/k8
   continue a text        python -m apps.generate ckpt=runs/quickstart/topk$size prompt="My fellow citizens, there is"
+  names for neurons      docs/labels.md
   your own text          docs/prepare.md
   other evaluations      docs/evaluation.md
   the paper's models     configs/paper, docs/train.md

@@ -35,7 +35,7 @@ class LlmConfig:
     price_output: float | None = None
     """Price of a million tokens of answers."""
     yes: bool = False
-    """Go on after the number of calls, tokens and the cost were shown."""
+    """Go on after the number of calls, tokens and the cost were shown. In a YAML file the key needs quotes."""
     top_contexts: int = 12
     """Excerpts that a label is made from: the neuron's strongest, which do not overlap."""
     held_out: int = 20
