@@ -248,7 +248,8 @@ def draw_effects(rows: Sequence[Ablated], variants: Sequence[str], lines: Sequen
         axes = figure.subplots(1, len(WHERE), sharey=True, squeeze=False)[0]
         shift = {v: 0.26 * (i - (len(variants) - 1) / 2) for i, v in enumerate(variants)}
         for axis, (where, title) in zip(axes, WHERE.items(), strict=True):
-            for i, variant in enumerate(variants):
+            for variant in variants:
+                i = list(WORDS).index(variant)  # one look for each, whichever are shown
                 y = [n + shift[variant] for n, row in enumerate(rows) if variant in row.effects]
                 found = [row.effects[variant][where] for row in rows if variant in row.effects]
                 others = [
