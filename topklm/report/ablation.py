@@ -98,19 +98,17 @@ def findings(rows: Sequence[Ablated], compared: Sequence[Compared], loss: float)
         told = (
             f"{_many(len(mine), 'neuron')} {WORDS[variant]}: the loss ({loss:.4f} nats a token) changes by a median of "
             f"{_signed(float(np.median(values)))} nats a token, at most {_signed(max(values))}; the interval excludes "
-            f"0 for {len(certain)}, of which {harmful} raise the loss."
+            f"0 for {len(certain)}, of which {harmful} raise the loss"
         )
-        said.append(told)
+        leads = []
         for where in ("overall", "at"):
-            places = [row.above(variant, where) for row in mine]
-            places = [(k, n) for k, n in places if n]
+            places = [(k, n) for k, n in (row.above(variant, where) for row in mine) if n]
             if places:
                 share, p = _lead(places)
-                said.append(
-                    f"Their effect ({WHERE[where]}) is above that of {share:.0%} of their controls on average "
-                    f"({_many(sum(n for _, n in places), 'comparison')}; neurons like their controls: 50 %, and as "
-                    f"much or more with p = {p:.2g})."
-                )
+                leads.append(f"{share:.0%} of their controls' ({WHERE[where]}; p = {p:.2g})")
+        if leads:
+            told += f"; the effect is above {' and '.join(leads)}, where 50 % is what neurons like their controls have"
+        said.append(f"{told}.")
     for variant in ("zero", "mean"):
         pairs = [(pair.estimate, pair.effect) for pair in compared if pair.variant == variant]
         if len(pairs) >= 3:
@@ -125,8 +123,8 @@ def findings(rows: Sequence[Ablated], compared: Sequence[Compared], loss: float)
     lost = [row.survival for row in rows if math.isfinite(row.survival)]
     if lost:
         said.append(
-            f"Of what they write, a median of {np.median(lost):.1%} ({min(lost):.1%} ... {max(lost):.1%}) reaches the "
-            "end in their own coordinate."
+            f"Of what the neurons write, a median of {np.median(lost):.1%} ({min(lost):.1%} ... {max(lost):.1%}) reaches "
+            "the end in their own coordinate."
         )
     return said
 

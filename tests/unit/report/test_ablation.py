@@ -32,20 +32,19 @@ def test_findings_count_what_excludes_zero_and_who_is_above_the_controls():
         Compared(neuron=f"0:{i}", layer=0, variant="zero", is_target=True, estimate=a, effect=b)
         for i, (a, b) in enumerate(pairs)
     ]
-    effect, overall, at, order, reaches = findings(ROWS, compared, 3.0)
+    effect, order, reaches = findings(ROWS, compared, 3.0)
     assert "a median of +0.01000" in effect
     assert "at most +0.04000" in effect
     assert "excludes 0 for 2, of which 1 raise the loss" in effect
-    assert "above that of 58% of their controls" in overall  # (2/3 + 1/2) / 2
-    assert "5 comparisons" in overall
+    assert "above 58% of their controls' (all windows; p = " in effect  # (2/3 + 1/2) / 2
     p = sum(a / 3 + b / 2 >= 2 / 3 + 1 / 2 - 1e-9 for a in range(4) for b in range(3)) / 12
-    assert float(re.search(r"p = ([\d.]+)", overall)[1]) == pytest.approx(p, abs=0.02)
-    assert WHERE["at"] in at
+    assert float(re.search(r"p = ([\d.]+)", effect)[1]) == pytest.approx(p, abs=0.02)
+    assert f"58% of their controls' ({WHERE['at']}" in effect
     assert "rank correlation of 0.80" in order
     assert "signs agree for 4," in order
     assert f"{sum(a * b for a, b in pairs) / sum(a * a for a, _ in pairs):.2f} times the estimate" in order
     assert "50.0%" in reaches
-    assert findings(ROWS, compared[:2], 3.0) == [effect, overall, at, reaches]
+    assert findings(ROWS, compared[:2], 3.0) == [effect, reaches]
 
 
 def test_tables_hold_every_number():
