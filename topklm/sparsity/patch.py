@@ -135,6 +135,8 @@ def sparsify(model: nn.Module, cfg: TopKConfig | None, blocks: nn.ModuleList | s
     n_sparse = len(stack) - cfg.n_dense_tail
     if n_sparse:
         activations = [build_activation(cfg, dim, layer) for layer in range(n_sparse)]
+        if _want_readers(activations):
+            list(readers_of(model))  # raises what is wrong before anything is changed
         state = SparseState(cfg, activations)
         for block, activation in zip(stack[:n_sparse], activations, strict=True):
             block.__dict__[STATE], block.__dict__[ACTIVATION] = state, activation
@@ -142,7 +144,7 @@ def sparsify(model: nn.Module, cfg: TopKConfig | None, blocks: nn.ModuleList | s
             block.__class__ = sparse_class(base)
         write_topk(model, cfg)
         if not any(parameter.is_meta for parameter in model.parameters()):
-            measure_readers(model)
+            measure_readers(model)  # on meta there is nothing to measure yet
     return model
 
 
@@ -205,6 +207,10 @@ def measure_readers(model: nn.Module) -> None:
     others by hand) call for it again; `load_model` takes what the checkpoint holds.
     """
     activations = activations_of(model)
-    if any(type(activation).readers is not Activation.readers for activation in activations):
+    if _want_readers(activations):
         for activation, (matrices, gains) in zip(activations, readers_of(model), strict=False):
             activation.readers(matrices, gains)
+
+
+def _want_readers(activations: Sequence[Activation]) -> bool:
+    return any(type(activation).readers is not Activation.readers for activation in activations)

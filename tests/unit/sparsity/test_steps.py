@@ -11,6 +11,7 @@ import torch
 from cases import CASES, DIM, make
 from torch import Tensor
 
+from topklm.errors import ConfigError
 from topklm.model import ModelConfig, build_model
 from topklm.sparsity import (
     ActivationSteps,
@@ -20,6 +21,7 @@ from topklm.sparsity import (
     measure_readers,
     record_health,
     set_alpha,
+    sparsify,
 )
 
 LEARNS = [name for name in CASES if name != "normtopk"]
@@ -228,10 +230,27 @@ def test_with_equal_norms_it_is_topk() -> None:
 
 
 def test_a_model_with_other_names_cannot_be_weighted() -> None:
-    from topklm.errors import ConfigError
-
+    model = tiny.make_stack(None)
     with pytest.raises(ConfigError, match="names of Meta Lingua or Hugging Face"):
-        tiny.make_stack(CASES["normtopk"])
+        sparsify(model, CASES["normtopk"])
+    assert all(type(block) is tiny.SeamBlock for block in model.layers)  # nothing was changed
+
+
+def test_the_names_of_hugging_face_are_known() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=31, hidden_size=24, intermediate_size=32, num_hidden_layers=3, num_attention_heads=4
+    )
+    live = transformers.LlamaForCausalLM(config)
+    sparsify(live, TopKConfig(activation="normtopk", k=5, n_dense_tail=0))
+    layer, found = live.model.layers[1], activation_tensors(live)["layers.0.reader_norm"]
+    matrices = [layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj]
+    matrices += [layer.mlp.gate_proj, layer.mlp.up_proj]  # the gains of the norms are 1
+    total = sum(matrix.weight.detach().double().square().sum(0) for matrix in matrices).sqrt()
+    torch.testing.assert_close(found.double(), total / total.mean(), rtol=1e-5, atol=0)
+    head = live.lm_head.weight.detach().double().norm(dim=0)
+    last = activation_tensors(live)["layers.2.reader_norm"].double()
+    torch.testing.assert_close(last, head / head.mean(), rtol=1e-5, atol=0)
 
 
 def test_state_goes_along_to_a_device_and_keeps_its_dtype() -> None:
