@@ -65,6 +65,18 @@ def test_the_nearest_profile_is_that_of_a_loop(seed, width, types, noise):
         assert all(found.own[i] >= found.rival[i] for i in own)
 
 
+def test_a_silent_neuron_is_nobody_s_nearest_even_if_all_others_are_opposite():
+    def of(*rows):
+        rows = np.array(rows, np.float64)
+        silent = (rows == 0).all(1)
+        return Profiles(types=np.arange(2), rows=rows, silent=silent, density=np.zeros(3))
+
+    found = match_profiles(of([1, 0], [1, 0], [1, 0]), of([0, 0], [-1, 0], [-0.8, -0.6]))
+    assert found.nearest.tolist() == [-1, 2, 2]
+    np.testing.assert_allclose(found.own, [np.nan, -1, -0.8])
+    np.testing.assert_allclose(found.rival, [np.nan, -0.8, -1])
+
+
 def test_equal_neurons_match_and_permuted_ones_are_at_chance():
     rng = np.random.default_rng(0)
     table = rng.normal(size=(300, 60))
@@ -157,6 +169,8 @@ def test_rates_over_checkpoints_and_layers_are_those_that_were_planted(history):
     assert point(result, "topk", "last checkpoint", 100)["rate"] == 0
     assert point(result, "topk", "last checkpoint", 200)["n"] == 16  # two TopK layers
     assert point(result, "topk", "next layer", 300)["rate"] == 1
+    assert point(result, "topk", "next layer", 300)["n"] == 8  # from layer 0; from 1 to the tail belongs to neither
+    assert point(result, "topk", "next layer", 300, "layer", 1)["n"] == 8
     assert point(result, "topk", "next checkpoint", 200, "tail")["rate"] == 1
     assert point(result, "dense", "next checkpoint", 200)["rate"] == 1
     assert point(result, "dense", "next checkpoint", 200, "tail")["n"] == 7
