@@ -66,8 +66,8 @@ def ranks_of(config: SweepConfig) -> int:
 
 def place_of(config: SweepConfig) -> Place:
     """What a run gets when it is trained alone. Raises `ConfigError` if there are too few GPUs here."""
-    if config.slurm is not None or config.dry_run:
-        return Place(gpus=config.gpus_per_run)
+    if config.slurm is not None:
+        return Place(gpus=config.gpus_per_run, nodes=config.slurm.nodes, rendezvous="HOST:PORT")
     # Which GPUs it gets here is nothing that it needs elsewhere; how many threads is part of its rounding.
     first = places(config)[0]
     return Place(gpus=first.gpus, threads=first.threads)
