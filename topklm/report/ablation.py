@@ -123,8 +123,8 @@ def findings(rows: Sequence[Ablated], compared: Sequence[Compared], loss: float)
     lost = [row.survival for row in rows if math.isfinite(row.survival)]
     if lost:
         said.append(
-            f"Of what the neurons write, a median of {np.median(lost):.1%} ({min(lost):.1%} ... {max(lost):.1%}) reaches "
-            "the end in their own coordinate."
+            f"Of what the neurons write, a median of {np.median(lost):.1%} ({min(lost):.1%} ... {max(lost):.1%}) "
+            "reaches the end in their own coordinate."
         )
     return said
 
