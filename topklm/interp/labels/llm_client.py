@@ -28,6 +28,7 @@ log = logging.getLogger("topklm.interp")
 RETRIED = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 """Statuses after which the same request may go well later."""
 LONGEST_WAIT = 60.0
+THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 _SHOWN = 300
 
 
@@ -57,7 +58,9 @@ class ChatClient:
         self._model, self._temperature = model, temperature
         self._key, self._cache = key, cache
         self._timeout, self._retries, self._sleep = timeout, retries, sleep
-        self._opener = urllib.request.build_opener(_NoRedirect)
+        # Not through a proxy of the environment to this machine itself: it would see the key unencrypted.
+        direct = [urllib.request.ProxyHandler({})] if urlsplit(base_url).hostname in THIS_MACHINE else []
+        self._opener = urllib.request.build_opener(_NoRedirect, *direct)
 
     def known(self, prompt: str, max_tokens: int) -> Answer | None:
         """The answer to this request if it is in the cache and whole; sends nothing."""
@@ -91,7 +94,7 @@ class ChatClient:
         return self._cache / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
 
     def _keep(self, file: Path, content: dict[str, Any]) -> None:
-        text = self._without_key(json.dumps(content, ensure_ascii=False, indent=1))
+        text = json.dumps(content, ensure_ascii=False, indent=1)
         self._cache.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=self._cache, suffix=".tmp", delete=False, encoding="utf-8") as part:
             part.write(text)
@@ -120,7 +123,7 @@ class ChatClient:
         asked = urllib.request.Request(self._url, body, headers, method="POST")
         try:
             with self._opener.open(asked, timeout=self._timeout) as response:
-                content = json.loads(response.read())
+                content = self._blanked(json.loads(response.read()))
             _read_answer(content, cached=False)
             return None, content
         except urllib.error.HTTPError as error:
@@ -140,6 +143,10 @@ class ChatClient:
             said = ""
         said = " ".join(self._without_key(said).split())
         return f"status {error.code}" + (f": {said[:_SHOWN]}" if said else "")
+
+    def _blanked(self, content: Any) -> Any:
+        """JSON without the key, before any of it goes anywhere."""
+        return json.loads(json.dumps(content).replace(json.dumps(self._key)[1:-1], "***")) if self._key else content
 
     def _without_key(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text
@@ -169,7 +176,7 @@ def endpoint_problems(base_url: str, key: str | None) -> list[Problem]:
     if parts.username or parts.password or parts.query or parts.fragment:
         told = "has a name, a key or a query in it; give the bare address, and the key in the environment (key_env)"
         return [Problem("base_url", told)]
-    if key and parts.scheme == "http" and host not in ("localhost", "127.0.0.1", "::1"):
+    if key and parts.scheme == "http" and host not in THIS_MACHINE:
         told = f"would send the key to {host} unencrypted; give an https address, or no key (key_env=null)"
         return [Problem("base_url", told)]
     return []
@@ -184,9 +191,12 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 def _read_answer(response: dict[str, Any], cached: bool) -> Answer:
     text = response["choices"][0]["message"]["content"]
+    if text is None:  # refused, or all tokens were spent on thinking: asked again it would cost the same again
+        text = ""
     if not isinstance(text, str):
         raise TypeError("its message has no text")
-    usage = response.get("usage") or {}
+    usage = response.get("usage")
+    usage = usage if isinstance(usage, dict) else {}
     return Answer(
         text=text, prompt_tokens=int(usage.get("prompt_tokens") or 0),
         completion_tokens=int(usage.get("completion_tokens") or 0), cached=cached,

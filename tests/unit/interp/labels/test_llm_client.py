@@ -1,5 +1,6 @@
 """The client of an endpoint: what is asked once, what is tried again, and where the key never is."""
 
+import json
 import logging
 import traceback
 
@@ -70,7 +71,7 @@ def test_a_damaged_answer_on_disk_is_asked_for_again(tmp_path):
         (503, {}, ""),
         (200, {}, "<html>not what you asked</html>"),
         (200, {}, '{"choices": []}'),
-        (200, {}, '{"choices": [{"message": {"content": null}}]}'),
+        (200, {}, '{"choices": [{"message": {"content": [1]}}]}'),
         (200, {}, "[1]"),
         "hang up",
     ],
@@ -155,14 +156,35 @@ def test_a_redirection_is_not_followed_with_the_key(tmp_path):
         assert elsewhere.requests == []
 
 
-def test_a_key_that_an_answer_repeats_is_not_kept(tmp_path):
+@pytest.mark.parametrize("key", [KEY, 'sk-with"quotes\\and-more'])
+def test_a_key_that_an_answer_repeats_is_neither_kept_nor_handed_on(tmp_path, key):
     class Echo(Endpoint):
         def answer(self, request):
             return f"the word {self.headers[-1]['Authorization']}"
 
     with serving(Echo()) as endpoint:
+        client = ChatClient(endpoint.url, "stub", key, tmp_path)
+        first, again = client.ask(PROMPT, 9), client.ask(PROMPT, 9)
+    assert first.text == again.text == "the word Bearer ***"  # the first goes into labels and results
+    assert not [file for file in tmp_path.iterdir() if key in file.read_text() or json.dumps(key) in file.read_text()]
+
+
+def test_an_answer_without_text_is_one_and_is_not_paid_again(tmp_path):
+    """A language model that thinks until its tokens are used up has no text, however often it is asked."""
+    with serving(Endpoint([(200, {}, '{"choices": [{"message": {"content": null}}], "usage": [1]}')])) as endpoint:
+        assert client_of(endpoint, tmp_path).ask(PROMPT, 9).text == ""
+        assert client_of(endpoint, tmp_path).ask(PROMPT, 9).cached
+        assert len(endpoint.requests) == 1
+
+
+def test_a_key_for_this_machine_does_not_go_to_a_proxy(tmp_path, monkeypatch):
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with serving(Endpoint()) as proxy, serving(Endpoint()) as endpoint:
+        monkeypatch.setenv("http_proxy", proxy.url.removesuffix("/v1"))
         client_of(endpoint, tmp_path).ask(PROMPT, 9)
-    nowhere(tmp_path)
+        assert len(endpoint.requests) == 1
+        assert proxy.requests == []
 
 
 @pytest.mark.parametrize(
