@@ -16,10 +16,13 @@ from topklm.bundles import Bundle, LayerView
 from topklm.errors import DataError
 from topklm.interp.layer_means import LayerMeans
 
-Centre = Literal["token", "both", "none"]
+Centre = Literal["token", "both", "scaled", "none"]
 """token: from each type its mean over the neurons is taken away, so that what all neurons do on a type (a frequent one,
-say) is not what they have in common. both: then from each neuron its mean over the types, so that an offset is not
-either: the cosine is Pearson's correlation. none: the means as they are."""
+say) is not what they have in common. A few loud neurons decide that mean, and what is left of all quiet ones is its
+negative, all alike. both: then from each neuron its mean over the types, so that an offset is not in common either:
+the cosine is Pearson's correlation. scaled: from each neuron its mean over the types, then it is brought to length 1,
+and only then from each type its mean over the neurons is taken, in which so every neuron counts the same. none: the
+means as they are."""
 
 _COLUMNS = 4096
 """Types that are gone through at a time."""
@@ -115,15 +118,30 @@ def _finish(rows: np.ndarray, total: np.ndarray, centre: Centre) -> np.ndarray:
     """Centre and normalise rows [N, R] of means in place, given their sums over the neurons [R]; bool [N]: silent."""
     before = _lengths(rows)
     silent = before == 0
+    if centre == "scaled":
+        _take_own_mean(rows)
+        silent = _bring_to_length_one(rows, before, silent)
+        total = np.concatenate([rows[:, columns].sum(0, dtype=np.float64) for columns in _slices(rows)])
+        before = (~silent).astype(np.float64)
     if centre != "none":
         mean = total / max(1, int((~silent).sum()))
         for columns in _slices(rows):
             rows[:, columns] -= mean[columns].astype(rows.dtype)
     if centre == "both":
-        own = sum(rows[:, columns].sum(1, dtype=np.float64) for columns in _slices(rows)) / rows.shape[1]
-        rows -= own[:, None].astype(rows.dtype)
+        _take_own_mean(rows)
+    return _bring_to_length_one(rows, before, silent)
+
+
+def _take_own_mean(rows: np.ndarray) -> None:
+    """From each row its mean over the types, in place."""
+    own = sum(rows[:, columns].sum(1, dtype=np.float64) for columns in _slices(rows)) / rows.shape[1]
+    rows -= own[:, None].astype(rows.dtype)
+
+
+def _bring_to_length_one(rows: np.ndarray, before: np.ndarray, silent: np.ndarray) -> np.ndarray:
+    """In place, zeros where silent; bool [N]: silent, those included of which nothing is left but rounding."""
     after = _lengths(rows)
-    silent = silent | (after <= 8 * np.finfo(rows.dtype).eps * before)  # what rounding leaves of equal rows
+    silent = silent | (after <= 8 * np.finfo(rows.dtype).eps * before)
     rows *= np.where(silent, 0.0, 1 / np.where(silent, 1.0, after))[:, None].astype(rows.dtype)
     return silent
 

@@ -18,6 +18,14 @@ def by_definition(means, types, centre):
     """Profiles of means [V, N] over `types`, neuron by neuron, in float64; NaN for silent ones."""
     kept = means[types]
     active = (kept != 0).any(0)
+    if centre == "scaled":
+        own = [[(m[i] - kept[:, i].mean()) for m in kept] for i in range(means.shape[1]) if active[i]]
+        rows = [[x / np.sqrt(sum(y * y for y in row)) for x in row] for row in own]
+        mean = [np.mean([row[v] for row in rows]) for v in range(len(types))]
+        left = [np.array([x - m for x, m in zip(row, mean, strict=True)]) for row in rows]
+        found = np.full((means.shape[1], len(types)), np.nan)
+        found[active] = [row / np.sqrt(sum(x * x for x in row)) for row in left]
+        return found
     rows = []
     for i in range(means.shape[1]):
         row = np.array([m[i] - (np.mean(m[active]) if centre != "none" else 0.0) for m in kept])
@@ -35,7 +43,7 @@ def means():
     return table
 
 
-@pytest.mark.parametrize("centre", ["token", "both", "none"])
+@pytest.mark.parametrize("centre", ["token", "both", "scaled", "none"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("columns", [2, 4096])
 def test_profiles_are_what_they_are_defined_to_be(means, tmp_path, centre, dtype, columns, monkeypatch):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from topklm.errors import Problem
-from topklm.interp.consistency.dictionary import Centring
+from topklm.interp.profiles import Centre
 
 Kind = Literal["profiles", "embedding", "unembedding"]
 
@@ -40,7 +40,7 @@ class ConsistencyConfig:
     """Only these layers, counted from 0; null: all that the bundles have."""
     min_count: int = 20
     """Token types that occurred less often in one of the bundles are left out."""
-    centre: Centring = "scaled"
+    centre: Centre = "scaled"
     """What is taken away from token profiles: scaled (each neuron's mean over the types, then, all brought to length 1,
     each type's mean over the neurons), token (each type's mean over the neurons as they are), both (then each neuron's
     mean), or none. docs/consistency.md says what goes wrong with each."""

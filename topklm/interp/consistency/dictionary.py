@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,19 +22,11 @@ from topklm.bundles import Bundle, LayerView
 from topklm.config import build
 from topklm.errors import CheckpointError, ConfigError, DataError, Problem
 from topklm.interp.layer_means import LayerMeans
-from topklm.interp.profiles import token_profiles
+from topklm.interp.profiles import Centre, token_profiles
 from topklm.optional import require
 
 if TYPE_CHECKING:
     from topklm.model import Transformer
-
-Centring = Literal["scaled", "token", "both", "none"]
-"""What is taken away from token profiles.
-
-scaled: from each profile its mean over the types, then it is brought to length 1, then from each type its mean over the
-neurons is taken. The others are `Centre` of `topklm.interp.profiles`, where the mean over the neurons is of the
-activations as they are: a few loud neurons decide it, and what is left of all quiet ones is its negative, all alike.
-"""
 
 ARRAYS: Mapping[str, bool] = {
     "W_dec": False, "decoder": False, "decoder.weight": True, "W_enc": True, "encoder": False, "encoder.weight": False,
@@ -61,19 +53,14 @@ class Dictionary:
         return replace(self, rows=self.rows[place], index=index, density=self.density[place])
 
 
-def profile_dictionary(source: LayerView | LayerMeans, types: np.ndarray, centre: Centring) -> Dictionary:
+def profile_dictionary(source: LayerView | LayerMeans, types: np.ndarray, centre: Centre) -> Dictionary:
     """Token profiles of one layer over the given types; without the neurons that fired on no token or have none."""
-    found = token_profiles(source, types, centre="none" if centre == "scaled" else centre)
+    found = token_profiles(source, types, centre=centre)
     kept = np.flatnonzero(~found.silent & (found.density > 0))
-    rows = found.rows[kept]
-    if centre == "scaled":
-        alone = row_dictionary(rows - rows.mean(1, dtype=np.float64, keepdims=True).astype(rows.dtype))
-        kept, rows = kept[alone.index], alone.rows - alone.rows.mean(0, dtype=np.float64).astype(rows.dtype)
-    left = row_dictionary(rows, found.density[kept])
-    return replace(left, index=kept[left.index], width=found.width)
+    return Dictionary(rows=found.rows[kept], index=kept, density=found.density[kept], width=found.width)
 
 
-def profile_ceiling(bundle: Bundle, layer: int, types: np.ndarray, centre: Centring) -> float:
+def profile_ceiling(bundle: Bundle, layer: int, types: np.ndarray, centre: Centre) -> float:
     """The mean cosine that one run's profiles would have with those of the same run over other text of the same size.
 
     From two halves of its windows: with r the cosine of a neuron's two profiles, 2 r / (1 + r) (Spearman and Brown). No
