@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from topklm.bundles import Bundle, NamedBundle
 from topklm.bundles.labels import Label
-from topklm.interp.labels.detection import mean_interval
+from topklm.interp.labels.detection import LEAST_NEURONS, mean_interval
 from topklm.interp.labels.llm_config import LlmConfig
 from topklm.interp.labels.llm_prompts import VERSION
 from topklm.interp.labels.llm_run import Scored, balanced
@@ -68,19 +68,21 @@ def llm_result(config: LlmConfig, bundle: Bundle, scored: Sequence[Scored], used
     ]
     if own:
         mean, low, high = mean_interval(own)
-        statements.append(
-            f"Detection: mean balanced accuracy {mean:.2f} (95 % interval over neurons {low:.2f} to {high:.2f}); "
-            "chance is 0.50."
-        )
+        spread = f" (95 % interval over neurons {low:.2f} to {high:.2f})" if len(own) > 1 else ""
+        statements.append(f"Detection: mean balanced accuracy {mean:.2f}{spread}; chance is 0.50.")
     if pairs:
-        control, at_least, at_most = mean_interval([b for _, b in pairs])
+        control, _, _ = mean_interval([b for _, b in pairs])
         gain, low, high = mean_interval([a - b for a, b in pairs])
-        verdict = (
-            "labels tell something about their own neurons" if low > 0 else "labels are no better than exchanged ones"
-        )
+        spread = f" ({low:+.2f} to {high:+.2f})" if len(pairs) > 1 else ""
+        if len(pairs) < LEAST_NEURONS:
+            verdict = f"fewer than {LEAST_NEURONS} are too few to tell whether labels are better than exchanged ones"
+        elif low > 0:
+            verdict = "labels tell something about their own neurons"
+        else:
+            verdict = "it is not shown that labels are better than exchanged ones"
         statements.append(
-            f"With another neuron's label on the same excerpts {control:.2f} ({at_least:.2f} to {at_most:.2f}), "
-            f"{gain:+.2f} ({low:+.2f} to {high:+.2f}) for the own label over {len(pairs):,} neurons: {verdict}."
+            f"With another neuron's label on the same excerpts {control:.2f}, {gain:+.2f}{spread} for the own label "
+            f"over {len(pairs):,} neurons: {verdict}."
         )
     elif own:
         statements.append("There is no control: exchanging labels needs two neurons that have one.")

@@ -75,7 +75,7 @@ class Plan:
     """At most."""
 
     def cost(self, config: LlmConfig) -> float | None:
-        """At most, in the currency of the prices; None without prices."""
+        """In the currency of the prices, as good as the estimate of tokens; None without prices."""
         if config.price_input is None or config.price_output is None:
             return None
         return (self.input_tokens * config.price_input + self.output_tokens * config.price_output) / 1e6
@@ -88,7 +88,7 @@ class Plan:
             f"{self.label_calls + self.score_calls:,} calls to {config.base_url} ({self.label_calls:,} for labels, "
             f"{self.score_calls:,} for scores; {self.cached:,} more are in the cache), about {self.input_tokens:,} "
             f"tokens of prompts and at most {self.output_tokens:,} of answers; "
-            + (told if cost is None else f"at most {cost:,.4f}")
+            + (told if cost is None else f"about {cost:,.4f}")
         )
 
 
@@ -167,7 +167,7 @@ def gather(config: LlmConfig, device: torch.device) -> tuple[Bundle, list[Case]]
 
 
 def plan(config: LlmConfig, client: ChatClient, cases: Sequence[Case]) -> Plan:
-    """What the calls for these neurons cost at most, by what the cache does not have."""
+    """What the calls for these neurons cost, by what the cache does not have."""
     label_calls = score_calls = cached = tokens_in = tokens_out = 0
     labels: list[str | None] = []
     for case in cases:
