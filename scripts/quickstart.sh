@@ -28,21 +28,34 @@ python -m apps.eval config=configs/eval/quickstart.yaml "ckpts=[runs/quickstart/
 python -m apps.eval compare "runs/quickstart/dense$size" "runs/quickstart/topk$size" "out=report/quickstart$size"
 
 echo "== neurons: what each of them responds to, with the controls that a comparison needs"
+topk="runs/quickstart/topk$size" dense="runs/quickstart/dense$size" report="report/quickstart$size"
 collect() { python -m apps.collect config=configs/collect/quickstart.yaml "$@"; }
-for twin in dense topk; do
-    collect "ckpt=runs/quickstart/$twin$size"
-    collect "ckpt=runs/quickstart/$twin$size" init=random
+for run in "$dense" "$topk"; do
+    collect "ckpt=$run"
+    collect "ckpt=$run" init=random
 done
-collect "ckpt=runs/quickstart/dense$size" "read_topk={k: $k}"
+collect "ckpt=$dense" "read_topk={k: $k}"
 
 echo "== histories: the same over training, while annealing at the checkpoints' own alpha and at 0"
-for twin in dense topk; do collect "ckpt=runs/quickstart/$twin$size" ckpts=all; done
-collect "ckpt=runs/quickstart/topk$size" ckpts=all alpha=0
-
-bundles=(runs/quickstart/{dense,topk}"$size"/bundles/*/meta.json)
+for run in "$dense" "$topk"; do collect "ckpt=$run" ckpts=all; done
+collect "ckpt=$topk" ckpts=all alpha=0
+bundles=("$dense"/bundles/*/meta.json "$topk"/bundles/*/meta.json)
 bundles=("${bundles[@]%/meta.json}")
 python -m apps.entropy "${bundles[@]/#/bundle=}"
-python -m apps.report "bundles=[$(IFS=,; echo "${bundles[*]}")]" "out=report/quickstart$size/neurons"
+python -m apps.trace match "$topk/bundles" "$dense/bundles" "out=$report/match"
+python -m apps.trace persistence "$topk/bundles" "$dense/bundles" "out=$report/persistence"
+python -m apps.trace "run=$topk" "token= United" "out=$report/trace"
+
+echo "== causes: a neuron that looks like a concept is steered, beside random ones of its density"
+plain=("$topk"/bundles/??????????) # with nothing appended to the step: the model as it is
+bundle="${plain[-1]}"
+python -m apps.label words "bundle=$bundle" "out=$report/words"
+python -m apps.label candidates "bundle=$bundle" "out=$report/candidates"
+python -m apps.steer dose config=configs/steer/quickstart.yaml "ckpt=$topk" "bundle=$bundle" "candidates=$report/candidates" "out=$report/steering"
+
+echo "== the page on neurons"
+results="$report/steering,$report/candidates,$report/match,$report/persistence,$report/trace"
+python -m apps.report "bundles=[$(IFS=,; echo "${bundles[*]}")]" "results=[$results]" "out=$report/neurons"
 
 cat <<EOT
 

@@ -161,8 +161,9 @@ def test_shipped_configurations_load():
     sampling = paper.sampling()
     assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_tokens) == (0.7, 0.9, 50, 128)
     assert paper.prompt == "Once upon a time,"
-    dose = load_config(DoseConfig, [f"config={files.pop('dose')}", "ckpt=x", "neuron=3:4", "bundle=y"])
-    assert dose.n_samples >= 32
-    assert dose.controls >= 19
-    assert not files
-    assert json.dumps(dataclasses.asdict(dose))
+    assert set(files) == {"dose", "quickstart"}
+    for path in files.values():
+        dose = load_config(DoseConfig, [f"config={path}", "ckpt=x", "neuron=3:4", "bundle=y"])
+        assert dose.n_samples >= 32
+        assert dose.controls >= 19
+        assert json.dumps(dataclasses.asdict(dose))
