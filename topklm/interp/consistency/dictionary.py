@@ -85,8 +85,14 @@ def column_dictionary(table: np.ndarray, density: np.ndarray | None = None) -> D
 
 
 def row_dictionary(rows: np.ndarray, density: np.ndarray | None = None) -> Dictionary:
-    """Rows of a floating matrix [m, d] as directions; those that are zero but for rounding are left out."""
-    length = np.linalg.norm(rows, axis=1)
+    """Rows of a floating matrix [m, d] as directions; those that are zero but for rounding are left out.
+
+    Raises `DataError` for rows whose squares are no finite numbers of their dtype.
+    """
+    with np.errstate(over="ignore"):
+        length = np.linalg.norm(rows, axis=1)
+    if not np.isfinite(length).all():
+        raise DataError(f"entries of a dictionary are too large for {rows.dtype}: divide it by its largest one")
     kept = np.flatnonzero(length > 8 * np.finfo(rows.dtype).eps * length.max(initial=0.0))
     known = np.full(len(rows), np.nan) if density is None else density
     return Dictionary(rows=rows[kept] / length[kept, None], index=kept, density=known[kept], width=len(rows))
@@ -125,25 +131,31 @@ def read_matrix(path: Path, array: str | None, transpose: bool | None) -> np.nda
 
     `transpose`: whether it is stored as [d, m]; None: as `ARRAYS` says of its name, else not. Raises `ConfigError`.
     """
+    safetensors = require("safetensors", "topklm[bundles]")
+    require("safetensors.numpy", "topklm[bundles]")
     try:
         if path.suffix == ".npy":
             found, name = np.load(path, allow_pickle=False), ""
         else:
-            arrays = require("safetensors.numpy", "topklm[bundles]").load_file(path)
+            arrays = safetensors.numpy.load_file(path)
             name = array or _decoder(path, arrays)
             if name not in arrays:
                 raise ValueError(f"it has no array {name!r}; it has {', '.join(arrays)}")
             found = arrays[name]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, TypeError, safetensors.SafetensorError) as error:  # TypeError: bfloat16
         raise ConfigError([Problem("files", f"{path} cannot be read: {error}")]) from error
-    if found.ndim != 2 or not len(found) or not np.isfinite(found).all():
-        raise ConfigError([Problem("files", f"{path}: {list(found.shape)} is no matrix [m, d] of finite numbers")])
+    is_matrix = found.ndim == 2 and found.dtype.kind in "fiub"
+    if not is_matrix or not found.any() or not np.isfinite(found).all():
+        told = f"{path}: {list(found.shape)} is no matrix [m, d] of finite real numbers ({found.dtype}), not all 0"
+        raise ConfigError([Problem("files", told)])
     found = found.astype(np.promote_types(found.dtype, np.float32), copy=False)
     return found.T if (ARRAYS.get(name, False) if transpose is None else transpose) else found
 
 
 def _decoder(path: Path, arrays: Mapping[str, Any]) -> str:
     known = [name for name in ARRAYS if name in arrays and "dec" in name]
+    if not arrays:
+        raise ValueError("it has no array")
     if not known and len(arrays) > 1:
         raise ValueError(f"which of {', '.join(arrays)} is the decoder? Name it with array=NAME")
     return known[0] if known else next(iter(arrays))

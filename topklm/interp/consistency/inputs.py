@@ -48,19 +48,17 @@ class Inputs:
     warnings: list[str]
     """Why the bundles do not compare, where that was forced."""
 
-    @property
-    def layers(self) -> list[int | None]:
-        """The layers that are compared; None alone where a dictionary is of no layer."""
-        config = self.config
-        if config.files or "profiles" not in (config.dictionary, config.second):
+    def layers(self, series: Series) -> list[int | None]:
+        """The layers of a series that are compared; None alone where a dictionary is of no layer."""
+        config, bundle = self.config, series.sources[0].bundle
+        if bundle is None or "profiles" not in (config.dictionary, config.second):
             return [None]
-        bundle = self.series[0].sources[0].bundle
-        return [*(config.layers or ([] if bundle is None else bundle.layers))]
+        return [*(config.layers or bundle.layers)]
 
     @property
     def n_comparisons(self) -> int:
         """Pairs of runs, layer by layer."""
-        return len(self.layers) * sum(len(series.pairs) for series in self.series)
+        return sum(len(self.layers(series)) * len(series.pairs) for series in self.series)
 
     @property
     def words(self) -> str:

@@ -45,7 +45,7 @@ def measure(inputs: Inputs, out: Path, done: Callable[[bool], None] = lambda _: 
     dictionaries = _Dictionaries(inputs)
     found = []
     for series in inputs.series:
-        for layer in inputs.layers:
+        for layer in inputs.layers(series):
             for i, j in series.pairs:
                 a, b = series.sources[i], series.sources[j]
                 made_of = _made_of(inputs, a, b, layer)

@@ -133,8 +133,8 @@ def _labels(bundles: Sequence[Bundle]) -> list[str]:
     sizes = {(model.dim, model.n_layers) for model in models}
     labels = []
     for bundle, model in zip(bundles, models, strict=True):
-        cut, k = bundle.meta.reading.read_topk, (model.topk or {}).get("k")
-        parts = [f"TopK k={k}" if model.topk else "dense"]
+        cut = bundle.meta.reading.read_topk
+        parts = [_activation(model.topk)]
         parts += [f"D={model.dim} L={model.n_layers}"] if len(sizes) > 1 else []
         parts += [f"read through k={cut['k']}"] if cut else []
         parts += [f"alpha {model.alpha:g}"] if model.alpha else []
@@ -145,6 +145,18 @@ def _labels(bundles: Sequence[Bundle]) -> list[str]:
         )
         labels.append(", ".join(parts))
     often = Counter(labels)
-    return [
+    labels = [
         label if often[label] == 1 else f"{label} ({model.run})" for label, model in zip(labels, models, strict=True)
     ]
+    often = Counter(labels)  # runs of one name: results are kept by label, so no two may have the same
+    return [label if often[label] == 1 else f"{label} ({i + 1})" for i, label in enumerate(labels)]
+
+
+def _activation(topk: dict[str, Any | None] | None) -> str:
+    """What a model does to its stream."""
+    if topk is None:
+        return "dense"
+    name = topk.get("activation") or "topk"
+    if name in ("relu", "identity"):  # they have no k
+        return name
+    return f"{'TopK' if name == 'topk' else name} k={topk.get('k')}"

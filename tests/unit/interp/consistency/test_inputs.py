@@ -9,10 +9,10 @@ from safetensors.numpy import save_file
 from tests.unit.interp.consistency.runs import COUNTS, N, V, means_of, run
 from tests.unit.interp.planted import plant
 from topklm.bundles import open_bundle
-from topklm.errors import ConfigError
+from topklm.errors import ConfigError, DataError
 from topklm.interp.consistency import ConsistencyConfig, open_inputs
 from topklm.interp.consistency import inputs as module
-from topklm.interp.consistency.dictionary import profile_ceiling, profile_dictionary, read_matrix
+from topklm.interp.consistency.dictionary import profile_ceiling, profile_dictionary, read_matrix, row_dictionary
 
 
 def opened(paths, **settings):
@@ -86,9 +86,48 @@ def test_types_and_bins_are_shared_by_all_bundles(tmp_path):
     assert found.types.tolist() == list(range(2, V))
     assert len(found.bins) == V - 2
     assert len(set(found.bins[:38])) == len(set(found.bins[38:])) == 1
-    assert found.layers == [0, 1]
+    assert found.layers(found.series[0]) == [0, 1]
     assert found.n_comparisons == 2
     assert "58 token types with at least 20 occurrences" in found.provenance()[-1]
+
+
+def test_models_of_other_depths_are_compared_in_all_of_their_own_layers(tmp_path):
+    shallow = [run(tmp_path, seed) for seed in (1, 2)]
+    deep = [run(tmp_path, seed, name="deep", means=means_of(seed, 3)[0]) for seed in (1, 2)]
+    for paths in ([*shallow, *deep], [*deep, *shallow]):
+        found = opened(paths)
+        assert sorted(found.layers(series) for series in found.series) == [[0, 1], [0, 1, 2]]
+        assert found.n_comparisons == 5
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
+@pytest.mark.parametrize("content", [b"", b"hello, this is nothing at all"])
+def test_a_broken_file_is_told(tmp_path, suffix, content):
+    (tmp_path / f"a{suffix}").write_bytes(content)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_matrix(tmp_path / f"a{suffix}", None, None)
+
+
+@pytest.mark.parametrize(
+    "matrix", [np.zeros((3, 4)), np.full((2, 2), "a"), np.ones((2, 2)) * 1j, np.ones(3), np.full((2, 2), np.nan)]
+)
+def test_what_has_no_directions_is_told(tmp_path, matrix):
+    np.save(tmp_path / "a.npy", matrix)
+    with pytest.raises(ConfigError, match="is no matrix"):
+        read_matrix(tmp_path / "a.npy", None, None)
+
+
+def test_files_that_numpy_cannot_hold_are_told(tmp_path):
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file as save_tensors
+
+    save_tensors({"W_dec": torch.ones(2, 3, dtype=torch.bfloat16)}, tmp_path / "b.safetensors")
+    save_file({}, tmp_path / "none.safetensors")
+    for name, why in (("b", "bfloat16"), ("none", "no array")):
+        with pytest.raises(ConfigError, match=why):
+            read_matrix(tmp_path / f"{name}.safetensors", None, None)
+    with pytest.raises(DataError, match="too large"):
+        row_dictionary(np.full((2, 2), 1e30, np.float32))
 
 
 def test_everything_that_is_wrong_is_told_at_once(tmp_path):

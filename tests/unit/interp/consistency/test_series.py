@@ -1,9 +1,11 @@
 """Which bundles are paired."""
 
+import dataclasses
 import itertools
 
 from tests.unit.interp.consistency.runs import run
 from topklm.bundles import open_bundle
+from topklm.bundles.meta import write_meta
 from topklm.interp.consistency.series import series_of
 
 
@@ -46,6 +48,27 @@ def test_other_steps_and_readings_are_other_series(tmp_path):
     assert [each.label for each in series] == [
         "TopK k=3, step 100", "TopK k=3, step 200", "dense, read through k=3, step 100"
     ]  # fmt: skip
+
+
+def test_activations_have_their_names_and_no_two_series_one_label(tmp_path):
+    """Rows, floors and figures are kept by label: two series of one would be mixed into one mean."""
+    paths = [run(tmp_path, seed) for seed in (1, 2)]
+    for i, (name, width) in enumerate((("jumprelu", 9), ("relu", 9), ("batchtopk", 9), ("topk", 7), ("topk", 8))):
+        for seed in (1, 2):
+            (tmp_path / str(i)).mkdir(exist_ok=True)
+            path = run(tmp_path / str(i), seed)
+            meta = open_bundle(path).meta
+            model = dataclasses.replace(
+                meta.model, topk=meta.model.topk | {"activation": name}, model=meta.model.model | {"ffn": width}
+            )
+            write_meta(path, dataclasses.replace(meta, model=model))
+            paths.append(path)
+    series, problems = sorted_into(paths)
+    assert problems == []
+    labels = [each.label for each in series]
+    assert labels[1:4] == ["jumprelu k=3", "relu", "batchtopk k=3"]
+    assert all(label.startswith("TopK k=3 (") for label in (labels[0], *labels[4:]))
+    assert len(set(labels)) == 6
 
 
 def test_a_run_that_is_alone_or_there_twice_is_told(tmp_path):
