@@ -227,7 +227,7 @@ def test_files_are_checked_against_each_other(tmp_path):
         np.save(tmp_path / f"{name}.npy", rng.normal(size=shape))
     a, b, c = (str(tmp_path / f"{name}.npy") for name in "abc")
     found = open_inputs(ConsistencyConfig(files=[a, b]))  # other widths are fine
-    assert found.layers == [None]
+    assert found.layers(found.series[0]) == [None]
     assert found.dictionary(found.series[0].sources[1], None).rows.shape == (7, 3)
     with pytest.raises(ConfigError) as caught:
         open_inputs(ConsistencyConfig(files=[a, a, c]))
