@@ -9,7 +9,7 @@ from typing import Literal
 from topklm.config import Verbatim
 from topklm.errors import Problem
 from topklm.interp.collect_config import token_count
-from topklm.interp.steering.target import Neuron, parse_neurons
+from topklm.interp.neurons import Neuron, parse_neurons
 
 Variant = Literal["zero", "refill", "mean"]
 VARIANTS: tuple[Variant, ...] = ("zero", "refill", "mean")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from topklm.interp.ablation.losses import Reader
-from topklm.interp.steering.target import Neuron
+from topklm.interp.neurons import Neuron
 from topklm.interp.tap import tap
 
 

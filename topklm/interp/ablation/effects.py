@@ -13,7 +13,7 @@ from topklm.interp.ablation.config import Variant
 from topklm.interp.ablation.losses import Reader
 from topklm.interp.ablation.plan import Plan
 from topklm.interp.interventions import Intervention, bundle_means
-from topklm.interp.steering.target import Neuron
+from topklm.interp.neurons import Neuron
 
 
 @dataclass(frozen=True, kw_only=True)

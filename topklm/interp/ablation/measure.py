@@ -18,8 +18,8 @@ from topklm.interp.ablation.effects import Effect, Effects
 from topklm.interp.ablation.losses import Reader
 from topklm.interp.ablation.plan import Plan
 from topklm.interp.ablation.store import EffectStore
+from topklm.interp.neurons import Neuron
 from topklm.interp.progress import PassProgress
-from topklm.interp.steering.target import Neuron
 from topklm.model import Transformer
 
 log = logging.getLogger("topklm.interp")

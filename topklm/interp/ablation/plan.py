@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,9 +16,8 @@ from topklm.errors import ConfigError, DataError, Problem
 from topklm.interp.ablation.config import AblateConfig, Variant
 from topklm.interp.collect_config import token_count
 from topklm.interp.labels.corpus import BundleCorpus, open_corpus
+from topklm.interp.neurons import Neuron, parse_neurons, result_neurons
 from topklm.interp.steering.controls import draw_controls
-from topklm.interp.steering.target import Neuron, parse_neurons
-from topklm.report.result import RESULT
 from topklm.sparsity.registry import activation_class
 
 log = logging.getLogger("topklm.interp")
@@ -153,12 +151,13 @@ def _asked(config: AblateConfig) -> tuple[list[Neuron], list[Problem]]:
     path = Path(config.file)
     try:
         if path.is_dir():
-            names = json.loads((path / RESULT).read_text(encoding="utf-8"))["data"]["neurons"]
+            found = result_neurons(path)
         else:
             lines = (line.split("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
-            names = [line for line in lines if line]
-        found = parse_neurons(",".join(map(str, names)))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+            found = parse_neurons(",".join(line for line in lines if line))
+    except DataError as error:
+        return neurons, [Problem("file", str(error))]
+    except (OSError, ValueError) as error:
         told = f"{path} names no neurons ({error}); give a file with one LAYER:INDEX a line, or a result's directory"
         return neurons, [Problem("file", told)]
     return neurons + found[: config.n], []

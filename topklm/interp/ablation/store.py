@@ -10,7 +10,7 @@ from typing import Any
 
 from topklm.errors import ConfigError, Problem
 from topklm.interp.ablation.effects import Effect
-from topklm.interp.steering.target import Neuron
+from topklm.interp.neurons import Neuron
 
 EFFECTS = "effects.jsonl"
 

@@ -9,7 +9,7 @@ from typing import Literal
 from topklm.config import Verbatim
 from topklm.errors import Problem
 from topklm.interp.labels.llm_client import endpoint_problems
-from topklm.interp.steering.target import parse_neurons
+from topklm.interp.neurons import parse_neurons
 
 
 @dataclass(frozen=True, kw_only=True)

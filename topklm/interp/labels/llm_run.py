@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -30,8 +28,7 @@ from topklm.interp.labels.llm_prompts import (
     read_label,
     read_marks,
 )
-from topklm.interp.steering.target import parse_neurons
-from topklm.report.result import RESULT
+from topklm.interp.neurons import parse_neurons, result_neurons
 
 A = TypeVar("A")
 Advance = Callable[[int], None]
@@ -109,22 +106,15 @@ def named_neurons(config: LlmConfig, bundle: Bundle) -> list[tuple[int, int]]:
     """The neurons that were asked for, each once. Raises `ConfigError` for those that the bundle does not have."""
     found = parse_neurons(config.neurons) if config.neurons else []
     if config.candidates is not None:
-        file = Path(config.candidates) / RESULT
         try:
-            names = json.loads(file.read_text(encoding="utf-8"))["data"]["neurons"]
-            found += parse_neurons(",".join(map(str, names))) if names else []
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            told = f"{file} names no neurons ({error}); make it: python -m apps.label candidates bundle={bundle.path}"
-            raise ConfigError([Problem("candidates", told)]) from error
+            found += result_neurons(config.candidates)
+        except DataError as error:
+            raise ConfigError([Problem("candidates", str(error))]) from error
     found = list(dict.fromkeys(found))[: config.n]
     width = bundle.meta.model.dim
     if absent := [str(each) for each in found if each.layer not in bundle.layers or each.index >= width]:
         told = f"{', '.join(absent)}: {bundle.path} has layers {bundle.layers} of {width} neurons"
         raise ConfigError([Problem("neurons", told)])
-    if not found:
-        raise ConfigError(
-            [Problem("candidates", f"{config.candidates} found no candidates; ask for less, or neurons=4:17")]
-        )
     return [(each.layer, each.index) for each in found]
 
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from topklm.bundles import Bundle
 from topklm.interp.layer_means import LayerMeans
+from topklm.interp.neurons import Neuron
 from topklm.interp.response import responses, thresholds
-from topklm.interp.steering.target import Neuron
 from topklm.model import Transformer
 
 

@@ -10,8 +10,9 @@ from topklm.config import Verbatim
 from topklm.errors import Problem
 from topklm.generate import SamplingConfig
 from topklm.interp.collect_config import token_count
+from topklm.interp.neurons import Neuron, parse_neurons, result_neurons
 from topklm.interp.steering.concept import ConceptSettings
-from topklm.interp.steering.target import Neuron, Offset, parse_neurons, parse_offsets
+from topklm.interp.steering.offsets import Offset, parse_offsets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,10 @@ class SteerConfig(SamplingConfig):
     """A run's dump_dir, a checkpoint directory, or a consolidated file."""
     neuron: Verbatim = ""
     """LAYER:INDEX, several with commas: 21:894,19:1439. Each is steered by itself."""
+    candidates: Verbatim | None = None
+    """Directory of a result whose neurons to steer (apps.label candidates), as well or instead."""
+    n: int = 1
+    """Only the first so many of `candidates`."""
     paper_layers: bool = False
     """Layers in `neuron` count from 1, as in the paper: its 22:894 is 21:894 here."""
     offset: float | str | None = None
@@ -66,13 +71,22 @@ class SteerConfig(SamplingConfig):
     """Take a bundle that is of another checkpoint; the difference is told."""
 
     def neurons(self) -> list[Neuron]:
-        """The steered neurons, layers counted from 0. Raises `ValueError`."""
-        return parse_neurons(self.neuron, 1 if self.paper_layers else 0)
+        """The steered neurons, those of `neuron` first, each once, layers counted from 0. Reads `candidates`.
+
+        Raises `ValueError` for `neuron`, `DataError` for `candidates`.
+        """
+        found = self._named()
+        if self.candidates is not None:
+            found += result_neurons(self.candidates)[: self.n]
+        return list(dict.fromkeys(found))
 
     def doses(self) -> list[Offset]:
         """The offsets in ascending order. Raises `ValueError`."""
         given = [] if self.offset is None else [self.offset]
         return parse_offsets([*given, *self.offsets], self.relative)
+
+    def _named(self) -> list[Neuron]:
+        return parse_neurons(self.neuron, 1 if self.paper_layers else 0) if self.neuron.strip() else []
 
     def sampling(self) -> SamplingConfig:
         """The settings of `topklm.generate`."""
@@ -82,13 +96,15 @@ class SteerConfig(SamplingConfig):
         yield from super().problems()
         if not self.ckpt:
             yield Problem("ckpt", "is missing: a run's dump_dir, a checkpoint or a consolidated file")
-        if not self.neuron.strip():
-            yield Problem("neuron", "is missing: LAYER:INDEX, such as 21:894; layers count from 0")
-        else:
-            try:
-                self.neurons()
-            except ValueError as error:
-                yield Problem("neuron", str(error))
+        if not self.neuron.strip() and self.candidates is None:
+            told = "is missing: LAYER:INDEX, such as 21:894; layers count from 0; or candidates=DIR of apps.label"
+            yield Problem("neuron", told)
+        try:
+            self._named()
+        except ValueError as error:
+            yield Problem("neuron", str(error))
+        if self.n < 1:
+            yield Problem("n", f"{self.n} is below 1")
         if self.offset is None and not self.offsets:
             yield Problem("offset", "is missing: a number, such as 8, or a multiple of the percentile, such as 2x")
         else:

@@ -13,11 +13,12 @@ from topklm.bundles import Bundle, open_bundle
 from topklm.checkpoint.load import content_hash, read_description, resolve, stored_tokenizers
 from topklm.data import Tokenizer
 from topklm.errors import CheckpointError, ConfigError, DataError, Problem
+from topklm.interp.neurons import Neuron
 from topklm.interp.steering.concept import Concept, concepts_of, written_by
 from topklm.interp.steering.config import DoseConfig, SteerConfig
 from topklm.interp.steering.controls import draw_controls
+from topklm.interp.steering.offsets import Offset
 from topklm.interp.steering.scale import Scale, scale_from_bundle
-from topklm.interp.steering.target import Neuron, Offset
 from topklm.model import ModelConfig, Transformer
 
 log = logging.getLogger("topklm.interp")
@@ -80,9 +81,9 @@ def make_plan(config: SteerConfig) -> Plan:
     tokenizer = next(iter(stored_tokenizers(checkpoint)), None)
     if tokenizer is None:
         raise CheckpointError(f"{checkpoint} has no tokenizer beside it; text needs one")
-    neurons, doses = config.neurons(), config.doses()
+    neurons, doses = _asked(config), config.doses()
     problems = [problem for neuron in neurons for problem in _out_of_range(neuron, model, config.paper_layers)]
-    bundle, wrong = _open(config, checkpoint)
+    bundle, wrong = _open(config, checkpoint, neurons)
     problems += wrong
     if problems or bundle is None:
         if problems:
@@ -192,7 +193,14 @@ def _controls(
     return found, problems
 
 
-def _open(config: SteerConfig, checkpoint: Path) -> tuple[Bundle | None, list[Problem]]:
+def _asked(config: SteerConfig) -> list[Neuron]:
+    try:
+        return config.neurons()
+    except DataError as error:
+        raise ConfigError([Problem("candidates", str(error))]) from error
+
+
+def _open(config: SteerConfig, checkpoint: Path, neurons: list[Neuron]) -> tuple[Bundle | None, list[Problem]]:
     if config.bundle is None:
         return None, []
     try:
@@ -217,7 +225,7 @@ def _open(config: SteerConfig, checkpoint: Path) -> tuple[Bundle | None, list[Pr
         problems.append(
             Problem("bundle", f"{config.bundle} is another reading; collect one without site and read_topk")
         )
-    absent = sorted({neuron.layer for neuron in config.neurons()} - set(bundle.layers))
+    absent = sorted({neuron.layer for neuron in neurons} - set(bundle.layers))
     if absent:
         problems.append(Problem("bundle", f"{config.bundle} has no layer {', '.join(map(str, absent))}"))
     return bundle, problems

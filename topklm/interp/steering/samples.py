@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from topklm.errors import ConfigError, Problem
-from topklm.interp.steering.target import Neuron
+from topklm.interp.neurons import Neuron
 
 log = logging.getLogger("topklm.interp")
 SAMPLES = "samples.jsonl"

@@ -19,7 +19,7 @@ from torch import Tensor
 from topklm.bundles import LayerStats
 from topklm.bundles.exponent import N_CODES, bounds
 from topklm.bundles.sketch import EMPTY
-from topklm.interp.steering.target import Neuron
+from topklm.interp.neurons import Neuron
 from topklm.interp.tap import tap
 from topklm.model import Transformer
 

@@ -7,8 +7,8 @@ import torch
 from topklm.data import Tokenizer
 from topklm.generate import Completion, SamplingConfig, generate
 from topklm.interp.interventions import Intervention, intervene
+from topklm.interp.neurons import Neuron
 from topklm.interp.steering.samples import Sample
-from topklm.interp.steering.target import Neuron
 from topklm.model import Transformer
 from topklm.model.scoring import score_tokens
 

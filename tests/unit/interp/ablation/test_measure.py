@@ -14,7 +14,7 @@ from topklm.interp.ablation.direct import direct_effects
 from topklm.interp.ablation.effects import Effects
 from topklm.interp.ablation.losses import Reader
 from topklm.interp.interventions import Intervention, bundle_means
-from topklm.interp.steering.target import Neuron
+from topklm.interp.neurons import Neuron
 
 EVERY = [Neuron(layer, index) for layer in range(MODEL.n_layers) for index in range(MODEL.dim)]
 

@@ -12,7 +12,7 @@ from topklm.errors import ConfigError
 from topklm.interp.ablation import AblateConfig, make_plan, measure
 from topklm.interp.ablation import effects as effects_module
 from topklm.interp.interventions import bundle_means
-from topklm.interp.steering.target import Neuron
+from topklm.interp.neurons import Neuron
 
 
 def problems(call, *args):

@@ -8,8 +8,8 @@ import torch
 
 from tests.unit.evaluate.tiny_lm import tiny_model
 from tests.unit.interp.tiny import V, collected, write_checkpoint, write_data
+from topklm.interp.neurons import Neuron
 from topklm.interp.steering.concept import ConceptSettings, concepts_of, written_by
-from topklm.interp.steering.target import Neuron
 
 
 @pytest.fixture(scope="module")

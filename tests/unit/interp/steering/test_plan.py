@@ -13,10 +13,10 @@ from topklm.config import load_config
 from topklm.config.build import section_problems
 from topklm.data.tokenizers import ByteTokenizer
 from topklm.errors import CheckpointError, ConfigError
+from topklm.interp.neurons import Neuron
 from topklm.interp.steering.config import DoseConfig, SteerConfig
 from topklm.interp.steering.plan import make_plan, with_scales
 from topklm.interp.steering.scale import Scale
-from topklm.interp.steering.target import Neuron
 
 ROOT = Path(__file__).parents[4]
 
@@ -167,3 +167,18 @@ def test_shipped_configurations_load():
         assert dose.n_samples >= 32
         assert dose.controls >= 19
         assert json.dumps(dataclasses.asdict(dose))
+
+
+def test_neurons_come_from_the_list_and_from_a_result_of_candidates(place, tmp_path):
+    (tmp_path / "result.json").write_text(json.dumps({"data": {"neurons": ["1:5", "0:3", "0:4"]}}))
+    usual = {"candidates": str(tmp_path), "offsets": [3], "bundle": None}
+    (best,) = make_plan(config_of(place, SteerConfig, neuron="", **usual)).targets
+    assert best.neuron == Neuron(1, 5)
+    paper = config_of(place, SteerConfig, neuron="1:3", paper_layers=True, n=2, **usual)  # a result counts from 0
+    assert [target.neuron for target in make_plan(paper).targets] == [Neuron(0, 3), Neuron(1, 5)]
+    doses = make_plan(config_of(place, neuron="", n=3, candidates=str(tmp_path), concept=with_concept()))
+    assert [target.neuron for target in doses.targets] == [Neuron(1, 5), Neuron(0, 3), Neuron(0, 4)]
+    assert "names no neurons" in str(refused(config_of(place, neuron="", candidates=str(place / "bundle"))))
+    keys = {problem.key for problem in section_problems(SteerConfig(ckpt="a", offset=1))}
+    assert keys == {"neuron"}
+    assert {p.key for p in section_problems(SteerConfig(ckpt="a", offset=1, candidates="c", n=0))} == {"n"}

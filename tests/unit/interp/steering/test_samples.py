@@ -3,8 +3,8 @@
 import pytest
 
 from topklm.errors import ConfigError
+from topklm.interp.neurons import Neuron
 from topklm.interp.steering.samples import Sample, SampleStore
-from topklm.interp.steering.target import Neuron
 
 SETTINGS = {"prompt": "Once", "sampling": {"seed": 0}, "stop": ("a",)}
 

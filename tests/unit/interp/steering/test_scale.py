@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tests.unit.evaluate.tiny_lm import tiny_model
 from topklm.bundles import Sketch
 from topklm.bundles.exponent import N_CODES, code_of
+from topklm.interp.neurons import Neuron
 from topklm.interp.steering.scale import measured_scales, rank_of, scale_from_bundle
-from topklm.interp.steering.target import Neuron
 
 
 def stats_of(values, n_top):

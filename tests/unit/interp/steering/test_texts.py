@@ -9,13 +9,13 @@ import torch
 
 from tests.unit.evaluate.tiny_lm import TOKENIZER, brute_force, tiny_model
 from topklm.generate import SamplingConfig, generate
+from topklm.interp.neurons import Neuron
 from topklm.interp.steering.concept import Concept
 from topklm.interp.steering.config import DoseConfig
 from topklm.interp.steering.dose import cells, measure, write_cells
 from topklm.interp.steering.plan import Control, Plan, Target
 from topklm.interp.steering.samples import SampleStore
 from topklm.interp.steering.scale import Scale
-from topklm.interp.steering.target import Neuron
 from topklm.interp.steering.texts import Writer, text_losses
 from topklm.report.steering import verdict
 
