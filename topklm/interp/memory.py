@@ -11,8 +11,8 @@ import torch
 
 from topklm.bundles import Meta
 from topklm.interp.layer_plan import LayerPlan, layer_bytes
-from topklm.ranks import Ranks
 from topklm.interp.windows import WindowPlan
+from topklm.ranks import Ranks
 
 
 def available_bytes(device: torch.device) -> int:

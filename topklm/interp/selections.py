@@ -9,8 +9,8 @@ from torch import Tensor
 
 from topklm.interp.tap import tap
 from topklm.model import Transformer
-from topklm.sparsity.patch import STATE
 from topklm.sparsity.activation import Activation
+from topklm.sparsity.patch import STATE
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from topklm.errors import ConfigError
+from topklm.sparsity.activation import Activation
 from topklm.sparsity.blocks import find_blocks
 from topklm.sparsity.patch import sparse_states
-from topklm.sparsity.activation import Activation
 
 See = Callable[[int, Tensor, Tensor | None, Activation | None], None]
 """see(layer, output [B, T, D], pre [B, T, D], activation): both last are None for a dense block."""
