@@ -79,8 +79,8 @@ class MatchConfig(_Bundles):
     """How often the nearest token profile is that of the same index: over checkpoints and over layers."""
 
     centre: Centre = "scaled"
-    """What is taken away from the profiles. scaled: each neuron's mean over the types, and of what is left, at length 1,
-    each type's mean over the neurons; token: of each type its mean over the neurons, which a few loud ones decide;
+    """What is taken away from the profiles. scaled: each neuron's mean over the types, and of what is left, at length
+    1, each type's mean over the neurons; token: of each type its mean over the neurons, which a few loud ones decide;
     both: and of each neuron its mean over the types; none: nothing."""
     min_count: int = 20
     """Token types that occurred less often are left out."""
