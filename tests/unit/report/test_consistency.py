@@ -122,15 +122,16 @@ def test_the_depth_figure_has_a_line_a_series_with_its_null():
 @pytest.mark.parametrize("full", [True, False])
 def test_dictionaries_without_layers_densities_or_floors_are_drawn(full, tmp_path):
     rows = [row(label="W_dec", layer=None, kind="", full=full, rank_correlation=NAN, rank_correlation_permuted=NAN,
-                shared=0.2, agree=0.3)]  # fmt: skip
+                shared=0.2, agree=0.3, shared_permuted=0.01, agree_permuted=0.02)]  # fmt: skip
     told = statements(rows, "W_dec", 0.7)
-    assert "20.0% are shared: matched above 0.7 in both dictionaries" in told[1]
+    assert "20.0% (permuted: 1.0%) are shared: matched above 0.7 in both dictionaries" in told[1]
+    assert "(30.0% have the same partner at all, permuted: 2.0%)" in told[1]
     assert not any("rank correlation" in text for text in told)
     drawings = consistency_drawings(rows, [], clouds_for(rows), "W_dec", 0.7, ["a"])
     assert list(drawings) == ["depth", "cosines"]
     tables = consistency_tables(rows, [], "W_dec", 0.7)
     assert "density" not in tables
-    assert [column.key for column in tables["index"].columns][-2:] == ["shared", "agree"]
+    assert [column.key for column in tables["index"].columns][-4::2] == ["shared", "agree"]
     files = write_result(
         Result(kind="consistency", title="x", statements=told, provenance=[], tables=tables, drawings=drawings),
         tmp_path,

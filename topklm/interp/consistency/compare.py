@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -174,6 +174,24 @@ def shared(
     above = agree & (found[0][1] > threshold) & (found[1][1] > threshold)
     least = min(map(len, kept))
     return float(above.sum() / least), float(agree.sum() / least)
+
+
+def shared_by_chance(
+    first: tuple[Dictionary, Dictionary], second: tuple[Dictionary, Dictionary], bins: np.ndarray, *, threshold: float,
+    draws: int, seed: int, full: bool,
+) -> tuple[float, float]:  # fmt: skip
+    """Means of `shared` over draws of the permuted null, in which both dictionaries of the second run are relabelled
+    alike: where two kinds of dictionary are alike within a run (as encoders and decoders are), partners agree without
+    any likeness of the runs."""
+    found = []
+    for draw in range(draws):
+        b = [
+            replace(pair[1], rows=relabelled(pair[1].rows, bins, np.random.default_rng((seed, draw))))
+            for pair in (first, second)
+        ]
+        found.append(shared((first[0], b[0]), (second[0], b[1]), threshold, full))
+    above, agree = np.mean(found, axis=0).tolist()
+    return above, agree
 
 
 def octave(density: np.ndarray) -> np.ndarray:

@@ -158,8 +158,9 @@ def _open_files(config: ConsistencyConfig) -> Inputs:
         except ConfigError as error:
             problems += error.problems
             continue
-        if len({len(matrix) for matrix in found}) > 1:
-            problems.append(Problem("second", f"{path}: {config.second} has {len(found[1])} rows, not {len(found[0])}"))
+        if len({matrix.shape for matrix in found}) > 1:
+            told = f"{path}: {config.second} is {list(found[1].shape)}, the first array {list(found[0].shape)}"
+            problems.append(Problem("second", told))
         shapes.append(found[0].shape)
         key = hashlib.sha256(b"".join(np.ascontiguousarray(matrix).tobytes() for matrix in found)).hexdigest()
         sources.append(Source(name=path, key=key, bundle=None))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from topklm.interp.consistency.compare import Floor, compare, random_floor, shared
+from topklm.interp.consistency.compare import Floor, compare, random_floor, shared, shared_by_chance
 from topklm.interp.consistency.dictionary import Dictionary
 from topklm.interp.consistency.inputs import Inputs
 from topklm.interp.consistency.record import Record, read_record, record_of, write_record
@@ -73,7 +73,11 @@ def _compare(
     both = None
     if inputs.second:
         second = dictionaries.of(a, layer, True), dictionaries.of(b, layer, True)
-        both = shared(first, second, config.threshold, full)
+        found = shared(first, second, config.threshold, full)
+        chance = shared_by_chance(
+            first, second, inputs.bins, threshold=config.threshold, draws=config.null_draws, seed=config.seed, full=full
+        )
+        both = {"shared": found[0], "agree": found[1], "shared_permuted": chance[0], "agree_permuted": chance[1]}
     return record_of(
         *first, comparison, config.threshold, both, (dictionaries.ceiling(a, layer), dictionaries.ceiling(b, layer))
     )

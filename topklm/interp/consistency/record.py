@@ -19,7 +19,7 @@ from topklm.interp.consistency.compare import Comparison
 from topklm.interp.consistency.dictionary import Dictionary
 from topklm.optional import require
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +37,10 @@ def record_of(
     b: Dictionary,
     found: Comparison,
     threshold: float,
-    shared: tuple[float, float] | None,
+    shared: dict[str, float] | None,
     ceilings: tuple[float, float],
 ) -> Record:
-    """What to keep of the comparison of two dictionaries; `shared`: (shared, same partner) of two kinds of them."""
+    """What to keep of the comparison of two dictionaries; `shared`: figures on two kinds of them, None for one kind."""
     nulls = found.permuted_matchings
     numbers = {
         "width": [a.width, b.width],
@@ -54,8 +54,7 @@ def record_of(
         "permuted": [asdict(each) for each in found.permuted],
         "random": [asdict(each) for each in found.random],
         "rank_correlation": found.rank_correlation,
-        "shared": None if shared is None else shared[0],
-        "agree": None if shared is None else shared[1],
+        "shared": shared,
     }
     arrays = {
         "neuron_a": a.index[found.matching.a],

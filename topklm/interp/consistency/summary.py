@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -13,11 +12,10 @@ import numpy as np
 from topklm.interp.consistency.compare import octave, rank_correlation
 from topklm.interp.consistency.pairs import Measured
 from topklm.interp.consistency.series import Series
+from topklm.report.sweeps.student import t_quantile
 
 NAN = float("nan")
 RATES = ("signed", "absolute", "above", "above_absolute", "mutual", "mutual_cosine", "mutual_above", "upper")
-FLOOR_RATES = ("signed", "absolute", "above", "mutual", "mutual_cosine", "mutual_above", "upper")
-_T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,17 +47,8 @@ def spread(values: Sequence[float], pairs: Sequence[tuple[int, int]]) -> Spread:
     if len(runs) > 2 and all(map(len, without)):
         theta = np.array([each.mean() for each in without])
         n = len(runs)
-        half = t975(n - 1) * math.sqrt((n - 1) / n * float(((theta - theta.mean()) ** 2).sum()))
+        half = t_quantile(0.975, n - 1) * math.sqrt((n - 1) / n * float(((theta - theta.mean()) ** 2).sum()))
     return Spread(mean=mean, low=mean - half, high=mean + half, least=float(found.min()), most=float(found.max()))
-
-
-def t975(dof: int) -> float:
-    """The 97.5 % point of Student's t: by table up to 10 degrees of freedom, then expanded around the normal one."""
-    if dof <= len(_T975):
-        return _T975[dof - 1]
-    z = NormalDist().inv_cdf(0.975)
-    third = 3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z
-    return z + (z**3 + z) / (4 * dof) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * dof**2) + third / (384 * dof**3)
 
 
 def rows_of(measured: Sequence[Measured]) -> list[dict[str, Any]]:
@@ -169,7 +158,7 @@ def _row(series: Series, layer: int | None, members: Sequence[Measured]) -> dict
         found = spread([each["found"][rate] for each in numbers], series.pairs)
         row |= {rate: found.mean, f"{rate}_low": found.low, f"{rate}_high": found.high}
         row |= {f"{rate}_least": found.least, f"{rate}_most": found.most}
-    for rate in FLOOR_RATES:
+    for rate in RATES:
         for null in ("permuted", "random"):
             row[f"{rate}_{null}"] = float(np.mean([draw[rate] for each in numbers for draw in each[null]]))
         row[f"{rate}_permuted_most"] = float(np.max([draw[rate] for each in numbers for draw in each["permuted"]]))
@@ -179,9 +168,8 @@ def _row(series: Series, layer: int | None, members: Sequence[Measured]) -> dict
     row["ceiling"] = float(ceilings[~np.isnan(ceilings)].mean()) if not np.isnan(ceilings).all() else NAN
     row["rank_correlation"] = float(np.mean([each["rank_correlation"] for each in numbers]))
     row["rank_correlation_permuted"] = float(np.mean([_null_rank_correlation(each) for each in members]))
-    for name in ("shared", "agree"):
-        if numbers[0][name] is not None:
-            row[name] = float(np.mean([each[name] for each in numbers]))
+    for name in numbers[0]["shared"] or ():
+        row[name] = float(np.mean([each["shared"][name] for each in numbers]))
     return row
 
 

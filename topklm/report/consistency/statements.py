@@ -36,8 +36,10 @@ def _of_series(rows: Sequence[Row], what: str, threshold: float) -> list[str]:
         )
     if "shared" in first:
         found.append(
-            f"{first['label']}: {_range(rows, 'shared', '.1%')} are shared: matched above {threshold:g} in both "
-            f"dictionaries, to the same partner ({_range(rows, 'agree', '.1%')} have the same partner at all)."
+            f"{first['label']}: {_range(rows, 'shared', '.1%')} (permuted: {_range(rows, 'shared_permuted', '.1%')}) "
+            f"are shared: matched above {threshold:g} in both dictionaries, to the same partner "
+            f"({_range(rows, 'agree', '.1%')} have the same partner at all, permuted: "
+            f"{_range(rows, 'agree_permuted', '.1%')})."
         )
     if any(row["identity_share"] == row["identity_share"] for row in rows):
         began = ", which began from the same weights" if first["same_initial"] else ""

@@ -35,6 +35,8 @@ LAYER_COLUMNS = (
     Column("above_permuted", "permuted", "{:.1%}"),
     Column("above_initial", "initial weights", "{:.1%}"),
     Column("above_absolute", "above, absolute", "{:.1%}"),
+    Column("above_absolute_permuted", "permuted", "{:.1%}"),
+    Column("above_absolute_initial", "initial weights", "{:.1%}"),
 )
 NEAREST_COLUMNS = (
     Column("label", "runs"),
@@ -60,7 +62,9 @@ INDEX_COLUMNS = (
 )
 SHARED_COLUMNS = (
     Column("shared", "shared in both dictionaries", "{:.1%}"),
+    Column("shared_permuted", "permuted", "{:.1%}"),
     Column("agree", "same partner in both", "{:.1%}"),
+    Column("agree_permuted", "permuted", "{:.1%}"),
 )
 STRATA_COLUMNS = (
     Column("label", "runs"),

@@ -6,7 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from topklm.interp.consistency.compare import compare, identity, octave, random_floor, rank_correlation, rates, shared
+from topklm.interp.consistency.compare import (
+    compare,
+    identity,
+    octave,
+    random_floor,
+    rank_correlation,
+    rates,
+    shared,
+    shared_by_chance,
+)
 from topklm.interp.consistency.dictionary import row_dictionary
 
 D = 60
@@ -140,6 +149,24 @@ def test_shared_are_those_that_both_dictionaries_match_well_to_the_same_partner(
     assert shared(first[:2], some, 0.7, True)[0] == 25 / 39
     none = second[0].only(np.zeros(0, int)), second[1]
     assert np.isnan(shared(first[:2], none, 0.7, True)).all()
+
+
+def test_partners_agree_by_chance_where_two_dictionaries_are_alike_within_each_run():
+    """Encoders that are the decoders all but for noise have the same partners, whatever the two runs have in common."""
+    rng = np.random.default_rng(0)
+    a, b = (row_dictionary(rng.normal(size=(40, D))) for _ in range(2))
+    twice = [row_dictionary(each.rows + 0.01 * rng.normal(size=each.rows.shape)) for each in (a, b)]
+    settings = {"threshold": 0.2, "draws": 3, "seed": 0, "full": True}
+    found = shared((a, b), tuple(twice), 0.2, True)
+    by_chance = shared_by_chance((a, b), tuple(twice), np.zeros(D, int), **settings)
+    assert found[1] > 0.7
+    assert by_chance == pytest.approx(found, abs=0.2)
+    same = shared((a, a), (twice[0], twice[0]), 0.7, True)
+    other = row_dictionary(rng.normal(size=(40, D)))
+    assert same == (1.0, 1.0)
+    apart = shared_by_chance((a, a), (other, other), np.zeros(D, int), **settings | {"threshold": 0.7})
+    assert apart[0] == 0.0
+    assert apart[1] < 0.15
 
 
 def test_density_strata_are_powers_of_two():

@@ -7,7 +7,7 @@ from scipy import stats
 from tests.unit.interp.consistency.runs import OWN, N, means_of, run
 from topklm.interp.consistency import ConsistencyConfig, clouds_of, measure, open_inputs, rows_of, strata_of
 from topklm.interp.consistency import pairs as module
-from topklm.interp.consistency.summary import spread, t975
+from topklm.interp.consistency.summary import spread
 
 
 @pytest.fixture(scope="module")
@@ -140,8 +140,3 @@ def test_intervals_cover_the_mean_as_often_as_they_say():
         naive += abs(values.mean()) <= half
     assert 0.92 < hits / 600 < 0.98
     assert naive / 600 < 0.8
-
-
-@pytest.mark.parametrize("dof", [1, 2, 5, 10, 11, 20, 100])
-def test_students_t(dof):
-    assert t975(dof) == pytest.approx(stats.t.ppf(0.975, dof), abs=6e-4)
