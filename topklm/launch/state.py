@@ -72,8 +72,8 @@ def why_failed(dump_dir: Path) -> str:
 def is_locked(dump_dir: Path) -> bool:
     """Whether a training holds the lock of this directory."""
     try:
-        with (dump_dir / ".lock").open("r+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with (dump_dir / ".lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: others may look at the same time
     except BlockingIOError:
         return True
     except OSError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
@@ -17,6 +18,7 @@ from topklm.train.config import TrainConfig
 from topklm.train.optim import learning_rate
 
 log = logging.getLogger("topklm.train")
+_LOCK_SECONDS = 1.0
 
 
 def preflight(config: TrainConfig, data: TrainData, *, is_main: bool) -> TextIO | None:
@@ -84,10 +86,15 @@ def _evaluation_problems(config: TrainConfig, data: TrainData, *, is_main: bool)
 
 
 def _lock(path: Path) -> TextIO:
+    """The lock of a run. One who looks whether it is held holds it for an instant, so it is tried for a second."""
     file = path.open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise
-    return file
+    until = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except OSError as error:
+            if not isinstance(error, BlockingIOError) or time.monotonic() >= until:
+                file.close()
+                raise
+            time.sleep(0.05)

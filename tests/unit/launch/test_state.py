@@ -61,6 +61,14 @@ def test_busy_while_a_process_holds_the_lock(run):
     assert state_of(run).state == "new"
 
 
+def test_two_that_look_at_once_do_not_take_each_other_for_a_training(run):
+    run.dump_dir.mkdir(parents=True)
+    (run.dump_dir / ".lock").touch()
+    with (run.dump_dir / ".lock").open() as other:
+        fcntl.flock(other, fcntl.LOCK_SH)
+        assert state_of(run).state == "new"
+
+
 def test_the_same_configuration_contradicts_nothing(run):
     save(run, 20)
     assert contradictions([run]) == []

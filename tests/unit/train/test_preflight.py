@@ -1,6 +1,8 @@
 """What would fail at the first evaluation is told before training."""
 
 import dataclasses
+import fcntl
+import threading
 
 import pytest
 
@@ -60,3 +62,21 @@ def test_tasks_are_looked_at_by_the_main_rank(tmp_path):
     assert not problems(tmp_path / "2", evaluation, is_main=False)
     nowhere = EvalConfig(harness=HarnessConfig(tasks=["mine"]), tasks_dir=str(tmp_path / "nowhere"))
     assert any(key.startswith("eval") for key in problems(tmp_path / "3", nowhere))
+
+
+def hold(run, seconds):
+    """Hold the lock of a run's directory for a while, as a look at its state does for an instant."""
+    run.mkdir()
+    file = (run / ".lock").open("w")
+    fcntl.flock(file, fcntl.LOCK_EX)
+    threading.Timer(seconds, file.close).start()
+
+
+def test_a_lock_that_is_held_for_an_instant_is_waited_for(tmp_path):
+    hold(tmp_path / "run", 0.3)
+    assert not problems(tmp_path, None)
+
+
+def test_a_directory_in_use_is_refused(tmp_path):
+    hold(tmp_path / "run", 3.0)
+    assert "in use by another process" in problems(tmp_path, None)["dump_dir"]
