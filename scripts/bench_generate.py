@@ -24,8 +24,8 @@ import torch
 from topklm.generate import SamplingConfig, generate
 from topklm.model import KVCache, ModelConfig, Transformer, build_model
 from topklm.sparsity import TopKConfig
-from topklm.sparsity.patch import sparse_states
 from topklm.sparsity.activation import Activation
+from topklm.sparsity.patch import sparse_states
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
