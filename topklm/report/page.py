@@ -1,4 +1,7 @@
-"""One self-contained page: statements, figures with their provenance, tables. No script, nothing from elsewhere."""
+"""One self-contained page: statements, figures with their provenance, tables. No script, nothing from elsewhere.
+
+The browser is told so too (`_POLICY`), since figures are files whose contents stand in the page.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ _COLOURS = {
     "#888888": ("shade", "#888888", "#9aa4ae"), "#000000": ("black", "#000000", "#f2f2f2"),
     "#0072b2": ("blue", "#0072b2", "#3aa0e0"),
 }  # fmt: skip
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 _STYLE = """
 :root { color-scheme: light dark; LIGHT }
 @media (prefers-color-scheme: dark) { :root { DARK } }
@@ -74,6 +78,7 @@ def page(title: str, statements: Sequence[str], warnings: Sequence[str], section
     style = _STYLE.replace("LIGHT", light).replace("DARK", dark)
     parts = [
         f"<!doctype html>\n<html lang=en><head><meta charset=utf-8><title>{escape(title)}</title>",
+        f'<meta http-equiv=Content-Security-Policy content="{_POLICY}">',
         '<meta name=viewport content="width=device-width, initial-scale=1">',
         f"<style>{style}</style></head><body>\n<h1>{escape(title)}</h1>",
         *(f"<p class=says>{escape(text)}</p>" for text in statements),

@@ -72,9 +72,10 @@ class ReadResult:
 def write_result(result: Result, out: Path) -> list[Path]:
     """Write a result to the directory `out`; returns the files, `result.json` first.
 
-    Everything is made in a directory beside and then moved, `result.json` last: an interrupted writing leaves no
-    result that is half old. Other files in `out` stay. Raises `ConfigError` if matplotlib is missing or `out` cannot
-    be written.
+    Everything is made in a directory beside and then moved, `result.json` last and the old one removed before: an
+    interrupted writing leaves no result that is half old. Figures and tables of an earlier result of this kind that
+    this one does not have are removed, other files in `out` stay. Raises `ConfigError` if matplotlib is missing or
+    `out` cannot be written.
     """
     if result.drawings:
         require("matplotlib", "topklm[plots]")
@@ -82,8 +83,12 @@ def write_result(result: Result, out: Path) -> list[Path]:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out, prefix=".making-") as making:
             made = _make(result, Path(making))
+            earlier = _files_of_earlier(out, result.kind)
+            (out / RESULT).unlink(missing_ok=True)
             for path in reversed(made):
                 os.replace(path, out / path.name)
+            for name in earlier - {path.name for path in made}:
+                (out / name).unlink(missing_ok=True)
     except OSError as error:
         raise ConfigError(f"the result cannot be written to {out}: {error}") from error
     return [out / path.name for path in made]
@@ -96,12 +101,24 @@ def read_results(paths: Sequence[str | Path]) -> list[ReadResult]:
     for i, path in enumerate(map(Path, paths)):
         try:
             found.append(_read(path))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             told = f"{path} holds no readable {RESULT} ({error}); give the directory that an analysis wrote to"
             problems.append(Problem(f"results[{i}]", told))
     if problems:
         raise ConfigError(problems)
     return found
+
+
+def _files_of_earlier(out: Path, kind: str) -> set[str]:
+    """Names of the figures and tables of the result of this kind that is there; none if it cannot be read."""
+    try:
+        content = json.loads((out / RESULT).read_text(encoding="utf-8"))
+        _check_types(content)
+        figures = {f"{each['name']}{suffix}" for each in content["figures"] for suffix in (".png", ".svg")}
+        names = figures | {f"{name}.csv" for name in content["tables"]}
+        return {name for name in names if Path(name).name == name} if content["kind"] == kind else set()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return set()
 
 
 def _make(result: Result, directory: Path) -> list[Path]:
@@ -136,12 +153,15 @@ def _read(path: Path) -> ReadResult:
     content = json.loads((path / RESULT).read_text(encoding="utf-8"))
     if content["format_version"] != FORMAT_VERSION:
         raise ValueError(f"its format version is {content['format_version']}, not {FORMAT_VERSION}")
+    _check_types(content)
     provenance = "\n".join(content["provenance"])
     pictures = []
     for each in content["figures"]:
         svg = path / f"{Path(each['name']).name}.svg"  # a name, never a way out of the directory
         if not svg.is_file():
             raise ValueError(f"{svg.name} is missing")
+        if "<svg" not in svg.read_text(encoding="utf-8"):
+            raise ValueError(f"{svg.name} is no SVG")
         pictures.append(Picture(each["title"], svg, each["text"], provenance))
     tables = [
         Table(table["title"], table["note"], [Column(*column) for column in table["columns"]], table["rows"])
@@ -151,6 +171,24 @@ def _read(path: Path) -> ReadResult:
     return ReadResult(
         path=path, kind=content["kind"], statements=content["statements"], section=section, data=content["data"]
     )
+
+
+def _check_types(content: dict[str, Any]) -> None:
+    """Raises `TypeError` for what a page could not show."""
+    tables = content["tables"].values()
+    texts = [
+        content["kind"],
+        content["title"],
+        *(each[key] for each in content["figures"] for key in ("title", "text")),
+    ]
+    texts += [each[key] for each in tables for key in ("title", "note")]
+    lists = [content["statements"], content["provenance"], *(each["rows"] for each in tables)]
+    if not isinstance(content["data"], dict) or not all(isinstance(each, list) for each in lists):
+        raise TypeError("a section is of another type")
+    texts += [*content["statements"], *content["provenance"]]
+    rows = [row for each in tables for row in each["rows"]]
+    if not all(isinstance(each, str) for each in texts) or not all(isinstance(row, dict) for row in rows):
+        raise TypeError("a text or a row is of another type")
 
 
 def _finite(value: Any) -> Any:

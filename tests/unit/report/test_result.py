@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 
 import numpy as np
 import pytest
@@ -76,3 +78,69 @@ def test_an_old_result_stays_when_the_new_one_cannot_be_written(tmp_path):
         write_result(a_result(data={"x": object()}), tmp_path)
     assert (tmp_path / "result.json").read_text() == before
     assert not list(tmp_path.glob(".making-*"))
+
+
+def test_an_interruption_between_two_files_leaves_no_old_result_with_new_figures(tmp_path, monkeypatch):
+    write_result(a_result(), tmp_path)
+    moved = []
+
+    def interrupted(source, target):
+        moved.append(target)
+        if len(moved) == 2:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    replace = os.replace
+    monkeypatch.setattr("topklm.report.result.os.replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_result(a_result(title="new"), tmp_path)
+    with pytest.raises(ConfigError, match="no readable"):
+        read_results([tmp_path])
+
+
+def test_figures_and_tables_that_the_new_result_does_not_have_go(tmp_path):
+    write_result(a_result(), tmp_path / "out")
+    (tmp_path / "out/mine.txt").write_text("stays")
+    (tmp_path / "outside.csv").write_text("stays")
+    content = json.loads((tmp_path / "out/result.json").read_text())
+    content["tables"]["../outside"] = content["tables"]["rates"]
+    (tmp_path / "out/result.json").write_text(json.dumps(content))
+    write_result(a_result(drawings={}, tables={}), tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"result.json", "steering.md", "mine.txt"}
+    assert (tmp_path / "outside.csv").exists()
+    (tmp_path / "out/result.json").write_text("broken")
+    write_result(a_result(), tmp_path / "out")
+    write_result(a_result(kind="other", drawings={}), tmp_path / "out")  # of another analysis: stays
+    assert (tmp_path / "out/dose.png").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"statements": [1]}, {"statements": "text"}, {"title": None}, {"tables": []}, {"tables": {"a": {}}}, {"data": 1},
+     {"figures": {"name": "dose"}}, {"provenance": None}],
+)  # fmt: skip
+def test_what_is_no_result_is_told_and_does_not_break_the_page(tmp_path, changes):
+    write_result(a_result(), tmp_path)
+    content = json.loads((tmp_path / "result.json").read_text())
+    (tmp_path / "result.json").write_text(json.dumps(content | changes))
+    with pytest.raises(ConfigError, match="no readable"):
+        read_results([tmp_path])
+
+
+def test_a_file_that_is_no_picture_is_told(tmp_path):
+    write_result(a_result(), tmp_path)
+    (tmp_path / "dose.svg").write_text("nothing")
+    with pytest.raises(ConfigError, match=r"dose\.svg is no SVG"):
+        read_results([tmp_path])
+
+
+def test_the_page_lets_no_script_of_a_picture_run_and_fetches_nothing(tmp_path):
+    """Results may be another's: what their pictures hold is inside the page."""
+    write_result(a_result(), tmp_path)
+    (tmp_path / "dose.svg").write_text("<svg onload='x()'><script>x()</script></svg>")
+    html = page("All", [], [], [read_results([tmp_path])[0].section])
+    policy = re.search(r'<meta http-equiv=Content-Security-Policy content="([^"]*)">', html)
+    assert policy is not None
+    assert html.index(policy[0]) < html.index("<style>")
+    assert "default-src 'none'" in policy[1]
+    assert "script" not in policy[1]
