@@ -132,8 +132,11 @@ def llm(config: LlmConfig) -> None:
     from topklm.interp.labels.llm_report import llm_lines, llm_result
     from topklm.interp.labels.llm_run import ask_and_score, gather, plan
     from topklm.interp.progress import PassProgress
+    from topklm.optional import require
     from topklm.report.result import write_result
 
+    require("scipy.stats", "topklm[interp]")  # now, and not after the answers are paid for
+    require("matplotlib", "topklm[plots]")
     cache = Path(config.cache) if config.cache is not None else Path(config.bundle) / "llm_cache"
     client = ChatClient(
         config.base_url, config.model, read_key(config.key_env), cache, temperature=config.temperature,

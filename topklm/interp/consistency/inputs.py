@@ -182,14 +182,12 @@ def _open_files(config: ConsistencyConfig) -> Inputs:
 
 
 def _full(config: ConsistencyConfig, widths: Sequence[int], problems: list[Problem]) -> bool:
-    """Whether to compute Hungarian matchings; adds a problem if scipy is missing."""
-    full = max(widths, default=0) <= HUNGARIAN_WIDTH if config.hungarian is None else config.hungarian
-    if full:
-        try:
-            require("scipy.optimize", "topklm[interp]")
-        except ConfigError as error:
-            problems.append(Problem("hungarian", f"{error}; or compare nearest neighbours alone with hungarian=false"))
-    return full
+    """Whether to compute Hungarian matchings; adds a problem if scipy is missing, of which the intervals are too."""
+    try:
+        require("scipy.optimize", "topklm[interp]")
+    except ConfigError as error:
+        problems += error.problems
+    return max(widths, default=0) <= HUNGARIAN_WIDTH if config.hungarian is None else config.hungarian
 
 
 def _unfit(config: ConsistencyConfig, bundle: Bundle) -> list[Problem]:

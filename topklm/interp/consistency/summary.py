@@ -12,7 +12,7 @@ import numpy as np
 from topklm.interp.consistency.compare import octave, rank_correlation
 from topklm.interp.consistency.pairs import Measured
 from topklm.interp.consistency.series import Series
-from topklm.report.sweeps.student import t_quantile
+from topklm.report.student import t_quantile
 
 NAN = float("nan")
 RATES = ("signed", "absolute", "above", "above_absolute", "mutual", "mutual_cosine", "mutual_above", "upper")

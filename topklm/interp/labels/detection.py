@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from topklm.report.sweeps.student import t_quantile
+from topklm.report.student import t_quantile
 
 Z = 1.959963984540054
 """Of a two-sided interval of 95 %."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from topklm.report.neurons.read import Measured
 from topklm.report.neurons.series import newest
 from topklm.report.neurons.verdict import extrapolated_gap, gap, topk_layers, twins
-from topklm.report.sweeps.student import t_quantile
+from topklm.report.student import t_quantile
 from topklm.report.table import Column, Table
 
 POWER = 0.8

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from topklm.report.figure import COLOURS, DASHES, MARKERS, framed, house_style, legend_below, plain
 from topklm.report.sweeps.groups import Group, shown
-from topklm.report.sweeps.student import Spread
+from topklm.report.sweeps.spread import Spread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from topklm.report.sweeps.rows import Row
-from topklm.report.sweeps.student import RatioSpread, Spread
+from topklm.report.sweeps.spread import RatioSpread, Spread
 
 
 @dataclass(frozen=True)

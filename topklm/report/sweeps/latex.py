@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from topklm.report.sweeps.groups import Group, shown
 from topklm.report.sweeps.rows import PERPLEXITY, Rows
-from topklm.report.sweeps.student import Spread
+from topklm.report.sweeps.spread import Spread
 from topklm.report.sweeps.tables import main_scores
 
 _SPECIAL = {

@@ -1,4 +1,4 @@
-"""Student's t for a whole number of degrees of freedom, and what some seeds can tell."""
+"""What some seeds can tell: mean and standard deviation, interval and detectable ratio."""
 
 from __future__ import annotations
 
@@ -7,35 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-
-def t_cdf(t: float, freedom: int) -> float:
-    """P(T <= t) by the finite sums of Abramowitz and Stegun, 26.7.3 and 26.7.4."""
-    theta = math.atan(abs(t) / math.sqrt(freedom))
-    cosine, square = math.cos(theta), math.cos(theta) ** 2
-    if freedom % 2:
-        term, total = cosine, 0.0
-        for i in range(1, freedom - 1, 2):
-            total += term
-            term *= square * (i + 1) / (i + 2)
-        inside = 2 / math.pi * (theta + math.sin(theta) * total)
-    else:
-        term, total = 1.0, 0.0
-        for i in range(0, freedom, 2):
-            total += term
-            term *= square * (i + 1) / (i + 2)
-        inside = math.sin(theta) * total
-    return 0.5 + math.copysign(inside / 2, t)
-
-
-def t_quantile(p: float, freedom: int) -> float:
-    """The t with P(T <= t) = p, for 0.5 <= p < 1, by bisection."""
-    low, high = 0.0, 1.0
-    while t_cdf(high, freedom) < p:
-        high *= 2
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if t_cdf(middle, freedom) < p else (low, middle)
-    return (low + high) / 2
+from topklm.report.student import t_quantile
 
 
 @dataclass(frozen=True)
