@@ -19,6 +19,7 @@ def tidy_table(found: Rows, swept: Sequence[str]) -> Table:
     ratios = sorted({key for row in found.rows for key in row.ratios})
     differences = sorted({key for row in found.rows for key in row.differences})
     more = list(dict.fromkeys(key for row in found.rows for key in row.more))
+    swept = _besides(swept)
     names = ["run", "state", "reason", "kind", *swept, "seed", "twin", "steps", "planned_steps", "tokens"]
     names += [*keys, *(f"{key}/dense" for key in ratios)]
     names += [*(f"{key}-dense" for key in differences), *more, "path"]
@@ -29,8 +30,8 @@ def tidy_table(found: Rows, swept: Sequence[str]) -> Table:
             {
                 "run": run.name, "state": run.state, "reason": run.reason or None,
                 "kind": "dense" if run.is_dense else "topk",
-                **{key: run.swept.get(key) for key in swept}, "seed": run.seed, "twin": run.twin, "steps": run.step,
-                "planned_steps": run.steps, "tokens": row.tokens, **row.values,
+                **{key: _plain(run.swept.get(key)) for key in swept}, "seed": run.seed, "twin": run.twin,
+                "steps": run.step, "planned_steps": run.steps, "tokens": row.tokens, **row.values,
                 **{f"{key}/dense": value for key, value in row.ratios.items()},
                 **{f"{key}-dense": value for key, value in row.differences.items()}, **row.more, "path": str(run.path),
             }
@@ -48,7 +49,7 @@ def write_parquet(table: Table, path: Path) -> None:
         kinds = {type(value) for value in values if value is not None}
         if kinds <= {int, float} and len(kinds) == 2:
             values = [None if value is None else float(value) for value in values]
-        elif len(kinds) > 1 or kinds & {dict, list}:
+        elif len(kinds) > 1:
             values = [None if value is None else shown(value) for value in values]
         columns[column.key] = pyarrow.array(values)
     parquet.write_table(pyarrow.table(columns), path)
@@ -56,6 +57,7 @@ def write_parquet(table: Table, path: Path) -> None:
 
 def states_table(found: Rows, swept: Sequence[str]) -> Table:
     """One row per run: what it is, how far it is, and its perplexities."""
+    swept = _besides(swept)
     columns = [Column("run", "run"), *(Column(key, key) for key in swept), Column("seed", "seed")]
     columns += [Column("state", "state"), Column("steps", "steps", "{:,}"), Column("planned_steps", "of", "{:,}")]
     for key in found.views:
@@ -134,6 +136,16 @@ def unfinished(rows: Sequence[Row]) -> list[str]:
         for row in rows
         if not row.run.is_finished
     ]
+
+
+def _besides(swept: Sequence[str]) -> list[str]:
+    """Swept keys that are not columns of every run anyway."""
+    return [key for key in swept if key not in ("steps", "seed")]
+
+
+def _plain(value: Any) -> Any:
+    """A value that fits one field."""
+    return shown(value) if isinstance(value, dict | list) else value
 
 
 def _title(key: str) -> str:

@@ -1,6 +1,7 @@
 """Tables, LaTeX, Parquet and the result that a page shows."""
 
 import csv
+import dataclasses
 import io
 
 import pyarrow.parquet as pq
@@ -48,10 +49,10 @@ def test_one_row_per_run_in_csv_and_parquet_alike(runs, tmp_path):
 
 
 def test_parquet_of_values_of_several_types_is_text(tmp_path):
-    rows = [{"a": 1, "b": 1}, {"a": "x", "b": 2.5}, {"a": None, "b": None}, {"a": {"c": 1}, "b": 3}]
+    rows = [{"a": 1, "b": 1}, {"a": "x", "b": 2.5}, {"a": None, "b": None}, {"a": 0.5, "b": 3}]
     write_parquet(Table("", "", [Column("a", "a"), Column("b", "b")], rows), tmp_path / "t.parquet")
     assert pq.read_table(tmp_path / "t.parquet").to_pydict() == {
-        "a": ["1", "x", None, '{"c": 1}'], "b": [1.0, 2.5, None, 3.0],
+        "a": ["1", "x", None, "0.5"], "b": [1.0, 2.5, None, 3.0],
     }  # fmt: skip
 
 
@@ -105,3 +106,20 @@ def test_values_that_are_no_numbers_stand_beside_each_other(runs):
     axis = Axis(named, "topk.k", True)
     assert (axis.is_numeric, axis.is_log) == (False, False)
     assert sorted(axis.places.values()) == [0.0, 1.0, 2.0, 3.0]
+
+
+def test_a_sweep_over_the_steps_shows_those_that_are_done_and_those_that_were_planned(runs, tmp_path):
+    swept = [dataclasses.replace(run, swept={**run.swept, "steps": run.steps}) for run in runs]
+    written(swept, tmp_path, swept=["topk.k", "steps"])
+    rows = {row["run"]: row for row in csv.DictReader(io.StringIO((tmp_path / "runs.csv").read_text()))}
+    assert (rows["k32-s1"]["steps"], rows["k32-s1"]["planned_steps"]) == ("50", "100")
+    assert (tmp_path / "runs.csv").read_text().splitlines()[0].split(",").count("steps") == 1
+    assert "| 50 | 100 |" in (tmp_path / "sweep.md").read_text()
+
+
+def test_lists_are_swept_values_too(runs, tmp_path):
+    swept = [dataclasses.replace(run, swept={"topk.groups": [run.seed, 2]}) for run in runs]
+    written(swept, tmp_path, swept=["topk.groups"])
+    row = next(csv.DictReader(io.StringIO((tmp_path / "runs.csv").read_text())))
+    assert row["topk.groups"] == "[1, 2]"
+    assert pq.read_table(tmp_path / "runs.parquet").to_pylist()[0]["topk.groups"] == "[1, 2]"
