@@ -6,12 +6,15 @@ import hashlib
 import itertools
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from topklm.bundles import Bundle, open_bundle
+from topklm.checkpoint.load import read_description
 from topklm.errors import CheckpointError, ConfigError, DataError, Problem
 from topklm.interp.consistency.config import HUNGARIAN_WIDTH, ConsistencyConfig
 from topklm.interp.consistency.dictionary import (
@@ -46,7 +49,7 @@ class Inputs:
     full: bool
     """Whether Hungarian matchings are computed."""
     warnings: list[str]
-    """Why the bundles do not compare, where that was forced."""
+    """Why the bundles do not compare, where that was forced, and runs that differ in more than their seeds."""
 
     def layers(self, series: Series) -> list[int | None]:
         """The layers of a series that are compared; None alone where a dictionary is of no layer."""
@@ -140,11 +143,40 @@ def _open_bundles(config: ConsistencyConfig) -> Inputs:
         raise ConfigError(problems)
     types = shared_types(bundles, config.min_count)
     counts = np.min([bundle.counts[types] for bundle in bundles], axis=0)
-    for reason in reasons:
-        log.warning("%s: their consistencies do not compare", reason)
-    return Inputs(
-        config=config, series=series, types=types, bins=frequency_bins(counts), full=full, warnings=list(reasons)
-    )
+    warnings = [f"{reason}: their consistencies do not compare" for reason in reasons]
+    warnings += [told for each in series if not each.is_initial for told in _trained_otherwise(each)]
+    for told in warnings:
+        log.warning("%s", told)
+    return Inputs(config=config, series=series, types=types, bins=frequency_bins(counts), full=full, warnings=warnings)
+
+
+def _trained_otherwise(series: Series) -> list[str]:
+    """Which runs of a series differ in more than their seeds, as far as their checkpoints are there to tell it: bundles
+    know models, not their training."""
+    known = []
+    for source in series.sources:
+        with suppress(CheckpointError):
+            if source.bundle is not None:
+                known.append((source.name, _training(read_description(checkpoint_of(source.bundle))[2])))
+    found = []
+    for name, other in known[1:]:
+        first = known[0][1]
+        keys = [f"{key} ({first.get(key)} and {other.get(key)})" for key in sorted(first | other)
+                if first.get(key) != other.get(key)]  # fmt: skip
+        if keys:
+            found.append(
+                f"{series.label}: {known[0][0]} and {name} were trained with other {', '.join(keys)}: what they differ "
+                "in is not their seeds' alone"
+            )
+    return found
+
+
+def _training(run: dict[str, Any]) -> dict[str, Any]:
+    """What of a run's configuration decides the training beside model and seeds."""
+    data = run.get("data") or {}
+    found = {f"data.{key}": data.get(key) for key in ("global_batch_size", "seq_len", "sources", "add_bos", "add_eos")}
+    found |= {f"optim.{key}": value for key, value in (run.get("optim") or {}).items()}
+    return found | {key: run.get(key) for key in ("steps", "init_from")}
 
 
 def _open_files(config: ConsistencyConfig) -> Inputs:

@@ -1,6 +1,7 @@
 """What is compared, and what is refused before anything is computed."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -98,6 +99,28 @@ def test_models_of_other_depths_are_compared_in_all_of_their_own_layers(tmp_path
         found = opened(paths)
         assert sorted(found.layers(series) for series in found.series) == [[0, 1], [0, 1, 2]]
         assert found.n_comparisons == 5
+
+
+def test_runs_that_were_trained_otherwise_are_told_where_their_checkpoints_are(tmp_path, monkeypatch):
+    """Bundles do not know learning rates: without a word such runs would count as other seeds."""
+    said = {}
+    monkeypatch.setattr(module, "read_description", lambda path: (None, None, said[path.parents[1].name]))
+    paths = [run(tmp_path, seed) for seed in (1, 2, 3)]
+    assert opened(paths).warnings == []  # there are no checkpoints to ask
+    for i, path in enumerate(paths):
+        source = open_bundle(path).meta.model
+        Path(source.path).mkdir(parents=True)
+        said[source.run] = {
+            "seed": i,
+            "steps": 9,
+            "data": {"seed": i, "seq_len": 4},
+            "optim": {"lr": 0.1, "beta1": 0.9},
+        }
+    assert opened(paths).warnings == []
+    said["run3"] |= {"optim": {"lr": 0.2, "beta1": 0.9}, "data": {"seed": 3, "seq_len": 8}}
+    (warning,) = opened(paths).warnings
+    assert warning.startswith("TopK k=3: run1 (seed 1) and run3 (seed 3) were trained with other ")
+    assert "data.seq_len (4 and 8), optim.lr (0.1 and 0.2)" in warning
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
