@@ -63,7 +63,7 @@ class Row:
     tokens: int | None = None
     """Training tokens done."""
     scored: Mapping[str, float] = field(default_factory=dict)
-    """Tokens that each validation perplexity is over, by its key."""
+    """What each figure is over, by its key: tokens of a validation, documents of a task."""
     more: Mapping[str, Any] = field(default_factory=dict)
     """What else is known: parameters, loss, L0, speed, hashes."""
 
@@ -110,7 +110,10 @@ def _row(sweep_run: SweepRun, scores: dict[str, EvalColumn], notes: list[str]) -
     tokens = run.step * run.tokens_per_step
     values, scored = _validation(sweep_run, run, notes) if sweep_run.is_finished else ({}, {})
     if sweep_run.is_finished:
-        values |= _scores(sweep_run, scores, notes)
+        for key, (score, documents) in _scores(sweep_run, scores, notes).items():
+            values[key] = score
+            if documents is not None:
+                scored[key] = documents
     return Row(
         run=sweep_run,
         values=values,
@@ -134,8 +137,8 @@ def _validation(sweep_run: SweepRun, run: Run, notes: list[str]) -> tuple[dict[s
     return {key: value for key, value in values.items() if math.isfinite(value)}, scored
 
 
-def _scores(run: SweepRun, scores: dict[str, EvalColumn], notes: list[str]) -> dict[str, float]:
-    """Scores of tasks at the last step, if the run was evaluated there."""
+def _scores(run: SweepRun, scores: dict[str, EvalColumn], notes: list[str]) -> dict[str, tuple[float, int | None]]:
+    """(score, documents) of tasks at the last step, if the run was evaluated there."""
     try:
         evaluation = read_evaluation(run.path / EVALS / f"{run.step:010d}")
     except ConfigError:
@@ -147,7 +150,7 @@ def _scores(run: SweepRun, scores: dict[str, EvalColumn], notes: list[str]) -> d
     for column, cell in cells(evaluation).items():
         if column.task.partition("/")[0] != HELD_OUT:
             scores.setdefault(column.key, column)
-            found[column.key] = cell.value
+            found[column.key] = cell.value, cell.n
     return found
 
 
@@ -162,7 +165,8 @@ def _against_twin(row: Row, rows: Mapping[str, Row], notes: list[str]) -> Row:
     ratios, differences = {}, {}
     for key in row.values.keys() & twin.values.keys():
         if row.scored.get(key) != twin.scored.get(key):
-            notes.append(f"{row.run.name} and its dense twin were validated on different tokens ({key}): no ratio.")
+            what = "validated on different tokens" if key.startswith("val/") else "scored on different documents"
+            notes.append(f"{row.run.name} and its dense twin were {what} ({key}): they are not compared.")
         elif _is_perplexity(key):
             ratios[key] = row.values[key] / twin.values[key]
         else:

@@ -104,3 +104,11 @@ def test_groups_are_means_and_standard_deviations_over_the_seeds(runs):
     assert two.ratios(KEY).mean == pytest.approx(1.15)
     assert two.ratios(KEY).sd == pytest.approx(math.sqrt(0.005))
     assert (groups[3].values(KEY).mean, groups[3].values(KEY).sd) == (None, None)
+
+
+def test_scores_over_other_documents_are_not_compared(runs):
+    for name, scores in (("dense-s1", [1.0, 1.0, 1.0, 0.0]), ("k2-s1", [1.0, 0.0])):
+        write(runs[0].path.parent, name, provenance(name, step=100), scores=scores)
+    found = read_rows(runs)
+    assert next(row for row in found.rows if row.run.name == "k2-s1").differences == {}
+    assert any("pick/acc@256" in note for note in found.notes)
