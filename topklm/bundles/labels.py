@@ -130,7 +130,7 @@ def _parse(path: Path, lines: Sequence[bytes]) -> list[Label]:
                     f"{path} has labels of format {version}, this program reads {FORMAT_VERSION}; update it"
                 )
             found.append(_label(content))
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             broken.append(number)
     if broken:
         shown = ", ".join(map(str, broken[:5])) + (", ..." if len(broken) > 5 else "")
@@ -146,6 +146,8 @@ def _label(content: dict[str, Any]) -> Label:
         all(isinstance(each, str) for each in texts)
         and all(isinstance(each, int) for each in (label.layer, label.neuron))
         and all(each is None or isinstance(each, int | float) for each in numbers)
+        and (label.significant is None or isinstance(label.significant, bool))
+        and isinstance(label.settings, dict)
     ):
         raise TypeError("a value of another type")
     return label

@@ -12,7 +12,7 @@ from topklm.bundles.labels import newest_labels, read_labels
 from topklm.errors import ConfigError, Problem
 from topklm.interp.labels.config import CandidatesConfig
 from topklm.report.neurons.read import Measured
-from topklm.report.neurons.tokens import top_tokens
+from topklm.report.neurons.tokens import top_tokens, visible
 from topklm.report.table import Column, Table
 
 PIECES = 10
@@ -101,7 +101,10 @@ def find_candidates(config: CandidatesConfig, measured: Measured) -> Candidates:
             if column.key in columns and column.key != "kind"
         }
         row |= {"rank": rank, "name": f"{pair[0]}:{pair[1]}", "kind": str(columns["kind"][i]), "lift": float(lift[i])}
-        row |= {"tokens": tokens[pair], "label": label.label if label is not None and label.significant else None}
+        row |= {
+            "tokens": tokens[pair],
+            "label": visible(label.label) if label is not None and label.significant else None,
+        }
         shown.append(row)
     note = f"{measured.label}: by falling coherence, {len(shown)} of {len(rows):,}; layers are counted from 0."
     funnel_columns = [Column("criterion", "criterion"), Column("alone", "neurons", "{:,}"),

@@ -77,6 +77,15 @@ def test_broken_lines_are_told_and_others_are_read(tmp_path, caplog):
     assert "line 2, 3, 4 cannot be read" in caplog.text
 
 
+@pytest.mark.parametrize("changes", [{"significant": "no"}, {"settings": [1]}, {"score": "0.9"}, {"layer": None}])
+def test_a_line_by_hand_with_a_value_of_another_type_is_passed_over(tmp_path, changes):
+    """ "no" is true in Python: such a class would be shown as a significant one."""
+    (tmp_path / LABELS).write_text(json.dumps(dataclasses.asdict(label(0)) | changes) + "\n" + "[" * 100_000 + "\n")
+    assert read_labels(tmp_path) == []
+    append_labels(tmp_path, [label(0)])
+    assert read_labels(tmp_path) == [label(0)]
+
+
 def test_labels_of_a_replaced_bundle_are_not_taken_for_this_ones(tmp_path, caplog):
     append_labels(tmp_path, [label(0), dataclasses.replace(label(1), bundle="c" * 64)])
     with caplog.at_level(logging.WARNING):
