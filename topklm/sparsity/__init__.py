@@ -5,7 +5,15 @@ from topklm.sparsity.annealing import annealed_topk
 from topklm.sparsity.config import TopKConfig, alpha_at
 from topklm.sparsity.health import Health, record_health
 from topklm.sparsity.masks import above, top_mask
-from topklm.sparsity.patch import activation_tensors, activations_of, get_alpha, measure_readers, set_alpha, sparsify
+from topklm.sparsity.patch import (
+    activation_tensors,
+    activations_of,
+    get_alpha,
+    measure_readers,
+    set_alpha,
+    sparsify,
+    true_gradients,
+)
 from topklm.sparsity.saved import SAVED_OPS
 from topklm.sparsity.selection import select, topk
 from topklm.sparsity.steps import ActivationSteps
@@ -28,4 +36,5 @@ __all__ = [
     "sparsify",
     "top_mask",
     "topk",
+    "true_gradients",
 ]

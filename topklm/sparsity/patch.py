@@ -14,7 +14,8 @@ from __future__ import annotations
 import copyreg
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -184,6 +185,20 @@ def get_alpha(model: nn.Module) -> float | None:
 def activations_of(model: nn.Module) -> list[Activation]:
     """Of the sparse blocks, in their order; block i has number i. Empty for a dense model."""
     return [module.__dict__[ACTIVATION] for module in model.modules() if ACTIVATION in module.__dict__]
+
+
+@contextmanager
+def true_gradients(model: nn.Module) -> Iterator[None]:
+    """Inside, gradients are derivatives of what the model computes, also of one that was trained with others
+    (`gradient: straight_through`)."""
+    found = [(activation, activation._through) for activation in activations_of(model)]
+    try:
+        for activation, _ in found:
+            activation._through = False
+        yield
+    finally:
+        for activation, own in found:
+            activation._through = own
 
 
 def activation_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from topklm.interp.ablation.losses import Reader
 from topklm.model import Transformer
+from topklm.sparsity import activation_tensors, true_gradients
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +69,13 @@ def _streams(model: Transformer) -> Iterator[list[Tensor]]:
         found.append(output)
         return output
 
-    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    every = [*model.parameters(), *activation_tensors(model).values()]  # thresholds are no parameters of the model
+    wanted = [(parameter, parameter.requires_grad) for parameter in every]
     handles = [block.register_forward_hook(hook) for block in model.layers]
     try:
         for parameter, _ in wanted:
             parameter.requires_grad_(False)
-        with torch.enable_grad():
+        with torch.enable_grad(), true_gradients(model):
             yield found
     finally:
         for handle in handles:

@@ -1,12 +1,15 @@
 """Effects, attribution and direct effects against the equations in NumPy, in float64."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
+import torch
 
 from tests.unit.interp.interventions import reference
-from tests.unit.interp.tiny import MODEL, SPARSE, streams
+from tests.unit.interp.tiny import MODEL, SPARSE, streams, write_checkpoint
+from topklm import load_model
 from topklm.errors import NonFiniteError
 from topklm.interp.ablation import make_plan
 from topklm.interp.ablation.attribution import attribute
@@ -15,6 +18,8 @@ from topklm.interp.ablation.effects import Effects
 from topklm.interp.ablation.losses import Reader
 from topklm.interp.interventions import Intervention, bundle_means
 from topklm.interp.neurons import Neuron
+from topklm.model import build_model
+from topklm.sparsity import TopKConfig, activation_tensors
 
 EVERY = [Neuron(layer, index) for layer in range(MODEL.n_layers) for index in range(MODEL.dim)]
 
@@ -91,6 +96,31 @@ def test_attribution_is_the_slope_of_the_loss_against_the_neuron_and_leaves_no_g
         assert found.gradient[layer, index] == pytest.approx(slope, rel=1e-4, abs=1e-6)
         expected = (means[layer, index] * found.gradient - found.weighted)[layer, index] / n
         assert found.to(means)[layer, index] == pytest.approx(expected)
+
+
+def test_attribution_is_a_slope_whatever_gradient_the_model_was_trained_with(setting, place, tmp_path):
+    plan, reader, _ = setting
+    starts = plan.windows.tolist()
+    through = dataclasses.replace(SPARSE, gradient="straight_through")
+    model, _, _ = load_model(write_checkpoint(tmp_path, place[0], through), dtype=torch.float64)
+    found, plain = attribute(Reader(model, plan.corpus, 3), starts), attribute(reader, starts)
+    np.testing.assert_allclose(found.weighted, plain.weighted, atol=1e-12)
+    np.testing.assert_allclose(found.gradient, plain.gradient, atol=1e-12)
+    tokens = torch.from_numpy(np.stack([plan.corpus.window(s) for s in starts]))
+    model(tokens[:, :-1], tokens[:, 1:]).backward()  # it is trained on as before
+    slopes = [block.feed_forward.w2.weight.grad.abs().sum(1).count_nonzero() for block in model.layers]
+    assert slopes[0] == MODEL.dim
+
+
+def test_attribution_leaves_no_gradient_in_thresholds(setting):
+    plan, _, _ = setting
+    model = build_model(MODEL, TopKConfig(activation="jumprelu", k=4, n_dense_tail=1, anneal_steps=10)).double()
+    thresholds = activation_tensors(model)
+    before = {name: tensor.requires_grad for name, tensor in thresholds.items()}
+    attribute(Reader(model, plan.corpus, 3), plan.windows.tolist())
+    assert thresholds
+    assert all(tensor.grad is None for tensor in thresholds.values())
+    assert {name: tensor.requires_grad for name, tensor in thresholds.items()} == before
 
 
 def test_direct_effects_are_what_is_left_of_a_coordinate_in_the_last_stream(setting):
