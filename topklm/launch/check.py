@@ -15,7 +15,7 @@ from topklm.train.settle import settle
 def check_runs(runs: Sequence[PlannedRun], ranks: int) -> None:
     """Raise `ConfigError` with everything that is wrong with any run: its data, what it would be on `ranks` processes,
     and checkpoints of another configuration in its directory. The configurations themselves are checked by `plan`."""
-    problems = contradictions(list(runs))
+    problems = contradictions(runs, ranks)
     contradicted = {problem.key for problem in problems}
     opened: dict[str, TrainData | TopklmError] = {}
     for run in runs:

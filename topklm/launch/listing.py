@@ -8,7 +8,7 @@ from topklm.launch.config import SweepConfig
 from topklm.launch.estimate import Size, size_of, speed
 from topklm.launch.plan import PlannedRun, plan_runs, swept_keys
 from topklm.launch.progress import clock
-from topklm.launch.state import RunState, state_of
+from topklm.launch.state import RunState, contradictions, state_of
 from topklm.launch.sweep import ranks_of, summary
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def listing(config: SweepConfig) -> list[Any]:
     ]
     if not all(size.knows_vocabulary for size in sizes.values()):
         lines.append("The data are not prepared: parameters, memory and time are without embedding and head.")
-    return lines
+    return [*lines, *(f"It would be refused: {problem}" for problem in contradictions(runs, ranks))]
 
 
 def _table(

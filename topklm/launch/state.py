@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from typing import Any, Literal
 from topklm.checkpoint import list_checkpoints
 from topklm.config import build, to_dict
 from topklm.errors import ConfigError, Problem
+from topklm.launch.estimate import batch_of
 from topklm.launch.plan import PlannedRun
 from topklm.train import TrainConfig
 
@@ -25,9 +27,11 @@ OUTCOME = "outcome.json"
 
 # What training fills in where the configuration leaves it open.
 _OPEN: dict[str, Any] = {
-    "data.global_batch_size": None, "data.add_bos": None, "data.add_eos": None, "model.vocab_size": -1,
+    "data.add_bos": None,
+    "data.add_eos": None,
+    "model.vocab_size": -1,
     "topk.anneal_steps": None,
-}  # fmt: skip
+}
 # What changes neither the weights beyond rounding nor what is measured.
 _INDIFFERENT = (
     "name", "dump_dir", "logging", "data.batch_size", "data.load_async", "data.prefetch_size",
@@ -81,8 +85,12 @@ def is_locked(dump_dir: Path) -> bool:
     return False
 
 
-def contradictions(runs: list[PlannedRun]) -> list[Problem]:
-    """Every run that has checkpoints of another configuration than the one asked for now, with the keys that differ."""
+def contradictions(runs: Sequence[PlannedRun], ranks: int) -> list[Problem]:
+    """Every run that has checkpoints of another configuration than the one asked for now, with the keys that differ.
+
+    An open global batch size is the one of `ranks` processes: a run goes on with the one it has, but the runs that
+    have not begun would get this one.
+    """
     problems = []
     for run in runs:
         found = list_checkpoints(run.config.checkpoint_dir)
@@ -96,7 +104,9 @@ def contradictions(runs: list[PlannedRun]) -> list[Problem]:
         except ConfigError as error:
             problems.append(Problem(run.name, f"{found[-1]} was not written by this version of this project: {error}"))
             continue
-        differ = differing(to_dict(run.config), stored)
+        asked = to_dict(run.config)
+        asked["data"]["global_batch_size"] = batch_of(run.config, ranks)
+        differ = differing(asked, stored)
         if differ:
             done = (
                 "is finished" if int(found[-1].name) >= run.config.steps else f"has checkpoints up to {found[-1].name}"

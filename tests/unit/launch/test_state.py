@@ -6,7 +6,10 @@ import json
 import pytest
 
 from topklm.config import to_dict
+from topklm.errors import ConfigError
 from topklm.launch import plan_runs
+from topklm.launch.listing import listing
+from topklm.launch.outcome import report
 from topklm.launch.state import OUTCOME, contradictions, differing, last_step, state_of
 
 
@@ -71,7 +74,7 @@ def test_two_that_look_at_once_do_not_take_each_other_for_a_training(run):
 
 def test_the_same_configuration_contradicts_nothing(run):
     save(run, 20)
-    assert contradictions([run]) == []
+    assert contradictions([run], 1) == []
 
 
 @pytest.mark.parametrize(
@@ -82,7 +85,7 @@ def test_the_same_configuration_contradicts_nothing(run):
 )  # fmt: skip
 def test_another_configuration_is_told_key_by_key(run, changes, key):
     save(run, 20, **changes)
-    (problem,) = contradictions([run])
+    (problem,) = contradictions([run], 1)
     assert problem.key == run.name
     assert f"{key} is " in problem.message
     assert "is finished" in problem.message or changes == {"steps": 10}
@@ -95,15 +98,28 @@ def test_another_configuration_is_told_key_by_key(run, changes, key):
 )  # fmt: skip
 def test_what_changes_no_result_is_no_contradiction(run, changes):
     save(run, 20, **changes)
-    assert contradictions([run]) == []
+    assert contradictions([run], 1) == []
 
 
 def test_what_training_fills_in_is_no_difference():
-    asked = {"data": {"root_dir": "d", "global_batch_size": None}, "model": {"vocab_size": -1}, "init_from": None}
-    stored = {"data": {"root_dir": "d", "global_batch_size": 8}, "model": {"vocab_size": 512}, "init_from": None}
+    asked = {"data": {"root_dir": "d", "add_bos": None}, "model": {"vocab_size": -1}, "init_from": None}
+    stored = {"data": {"root_dir": "d", "add_bos": True}, "model": {"vocab_size": 512}, "init_from": None}
     assert differing(asked, stored) == {}
-    asked["data"]["global_batch_size"] = 4
-    assert differing(asked, stored) == {"data.global_batch_size": (4, 8)}
+    asked["data"]["add_bos"] = False
+    assert differing(asked, stored) == {"data.add_bos": (False, True)}
+
+
+def test_the_batch_that_follows_from_the_ranks_is_compared(make_sweep):
+    """Else the runs that are finished and those that are not would be trained with different batches."""
+    (run,) = plan_runs(make_sweep(set={"data.global_batch_size": None, "grad_acc_steps": 3}))
+    save(run, 20)
+    path = run.config.checkpoint_dir / "0000000020" / "params.json"
+    params = json.loads(path.read_text())
+    params["data"]["global_batch_size"] = 2 * 3 * 4
+    path.write_text(json.dumps(params))
+    assert contradictions([run], 4) == []
+    (problem,) = contradictions([run], 2)
+    assert "data.global_batch_size is 12 now and was 24" in problem.message
 
 
 def test_a_key_that_is_younger_than_the_checkpoint_has_its_default(run):
@@ -112,7 +128,7 @@ def test_a_key_that_is_younger_than_the_checkpoint_has_its_default(run):
     params = json.loads(path.read_text())
     del params["topk"]["anneal_form"]
     path.write_text(json.dumps(params))
-    assert contradictions([run]) == []
+    assert contradictions([run], 1) == []
 
 
 def test_the_last_step_of_the_metrics(tmp_path):
@@ -120,3 +136,12 @@ def test_the_last_step_of_the_metrics(tmp_path):
     lines = [json.dumps({"global_step": step, "loss/out": 1.0}) for step in range(1000)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"glob')
     assert last_step(tmp_path) == 999
+
+
+def test_figures_of_another_configuration_are_not_reported_as_this_ones(make_sweep, tmp_path):
+    config = make_sweep(grid={"optim.lr": [0.1]})
+    (run,) = plan_runs(config)
+    save(run, 20, optim__lr=1.0)
+    with pytest.raises(ConfigError, match=r"optim.lr is 0.1 now and was 1.0"):
+        report(config)
+    assert "optim.lr is 0.1 now and was 1.0" in str(listing(config)[-1])
