@@ -1,5 +1,7 @@
 """Identity match: against loops in float64, on permuted and equal neurons, and over planted series of bundles."""
 
+import shutil
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -186,6 +188,15 @@ def test_rates_over_checkpoints_and_layers_are_those_that_were_planted(history):
     assert "At initial weights" in said
     assert set(result.drawings) == {"match_training", "match_depth"}
     assert len(result.tables["identity_match"].rows) == len(result.data["points"])
+
+
+def test_checkpoints_that_are_further_apart_are_no_verdict(history):
+    shutil.rmtree(history / "dense" / "200")
+    result = match_result(MatchConfig(bundles=[str(history / "topk"), str(history / "dense")], min_count=5))
+    said = "\n".join(result.statements)
+    assert point(result, "dense", "next checkpoint", 100)["to_step"] == 300
+    assert "Between the last two checkpoints" not in said
+    assert "From one layer to the next 100.0% of the neurons of topk" in said
 
 
 def test_what_does_not_compare_is_refused(history, tmp_path):

@@ -220,7 +220,7 @@ def _verdicts(points: Sequence[MatchPoint], topk: str, dense: str) -> list[str]:
                 if p.series == label and p.group == "body" and p.comparison == comparison and p.step is not None and p.n
             ]  # fmt: skip
             pair += mine[-1:]
-        if len(pair) < 2 or pair[0].to_step != pair[1].to_step:
+        if len({(p.step, p.to_step) for p in pair}) != 1 or len(pair) < 2:  # further apart, fewer match
             continue
         a, b = pair
         verdict = "and the intervals overlap"
