@@ -47,6 +47,12 @@ def test_findings_count_what_excludes_zero_and_who_is_above_the_controls():
     assert findings(ROWS, compared[:2], 3.0) == [effect, reaches]
 
 
+def test_a_lead_that_was_never_drawn_is_not_impossible():
+    said = findings([ablated(f"1:{i}", 0.04, 0.01, [0.0] * 9) for i in range(12)], [], 3.0)
+    p = float(re.search(r"p = ([\d.e-]+)\)", said[0])[1])
+    assert 0 < p < 1e-4
+
+
 def test_tables_hold_every_number():
     tables = effects_tables(ROWS, 0.9)
     assert list(tables) == list(WHERE)
