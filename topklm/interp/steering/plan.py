@@ -45,7 +45,7 @@ class Target:
     offsets: list[float]
     """Absolute, ascending; empty until a percentile that they need is known."""
     concept: Concept | None
-    """What it reads, its top-token set; None without a bundle."""
+    """What it reads, its top-token set; None without a bundle, or where it has none (texts only)."""
     written: Concept | None = None
     """What it writes; None where that is not asked for."""
     density: float = float("nan")
@@ -147,11 +147,10 @@ def _targets(
         if any(dose.relative for dose in doses):
             problems += _no_unit(neuron, scale)
         if concept is None or not len(concept.tokens):
-            problems.append(
-                Problem(
-                    "neuron", f"{neuron} has no token type of {settings.min_count} occurrences with a positive mean"
-                )
-            )
+            concept = None
+            if isinstance(config, DoseConfig):
+                told = f"{neuron} has no token type of {settings.min_count} occurrences with a positive mean"
+                problems.append(Problem("neuron", told))
         target = Target(
             neuron=neuron, scale=scale, offsets=_absolute(doses, scale.value), concept=concept,
             density=float(density[neuron.index]),

@@ -169,6 +169,13 @@ def test_shipped_configurations_load():
         assert json.dumps(dataclasses.asdict(dose))
 
 
+def test_texts_do_not_need_a_set(place):
+    (target,) = make_plan(config_of(place, SteerConfig, offsets=["1x"])).targets  # no type occurs 20 times
+    assert target.concept is None
+    assert target.offsets == [target.scale.value]
+    assert "no token type" in str(refused(config_of(place)))
+
+
 def test_neurons_come_from_the_list_and_from_a_result_of_candidates(place, tmp_path):
     (tmp_path / "result.json").write_text(json.dumps({"data": {"neurons": ["1:5", "0:3", "0:4"]}}))
     usual = {"candidates": str(tmp_path), "offsets": [3], "bundle": None}
