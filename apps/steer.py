@@ -31,8 +31,11 @@ def main(config: SteerConfig) -> None:
     from topklm import load_model
     from topklm.evaluate.harness_marks import marks_for
     from topklm.interp.steering import dose_result, make_plan, make_texts, measure, show_texts, text_result
+    from topklm.optional import require
     from topklm.report.result import write_result
 
+    if isinstance(config, DoseConfig):
+        require("matplotlib", "topklm[plots]")  # now, and not after an hour
     plan = make_plan(config)
     device = torch_device(config.device)
     model, _, loaded = load_model(plan.checkpoint, device, torch_dtype(config.dtype), config.alpha)

@@ -30,6 +30,7 @@ from topklm.interp.histories import (
     persistence_result,
     trace_result,
 )
+from topklm.optional import require
 from topklm.report.result import Result, write_result
 
 DOC = __doc__ or ""
@@ -57,6 +58,7 @@ MODES: dict[str, tuple[Callable[[Any], None], type]] = {
 def _do(compute: Callable[..., Result], config: Any, default: str) -> None:
     from rich.console import Console
 
+    require("matplotlib", "topklm[plots]")  # before the bundles are read
     result = compute(config, shown=True)
     written = write_result(result, Path(config.out or default))
     console = Console()
