@@ -143,7 +143,11 @@ def gather(config: LlmConfig, device: torch.device) -> tuple[Bundle, list[Case]]
         stats = bundle.layer(layer).stats
         where = fired[layer][:, :, by_layer[layer].index(neuron)]  # [w, context]
         shown = excerpts.strongest(stats, neuron, config.top_contexts)
-        active = excerpts.sampled(stats, neuron, config.held_out, shown)
+        known = {excerpts.text(span, False) for span in shown}  # a copy elsewhere in the corpus is not held out either
+        active = [
+            span for span in excerpts.sampled(stats, neuron, config.held_out, shown)
+            if excerpts.text(span, False) not in known
+        ]  # fmt: skip
         quiet = _quiet(pool, windows, where, shown, len(active), rng)
         held = [(span, True) for span in active[: len(quiet)]] + [(span, False) for span in quiet]
         held = [held[i] for i in rng.permutation(len(held))] if len(quiet) >= 2 else []

@@ -14,7 +14,7 @@ from topklm.interp.labels.activity import fires, subject_of
 from topklm.interp.labels.corpus import open_corpus
 from topklm.interp.labels.excerpts import Excerpts, Span
 from topklm.interp.labels.llm_config import LlmConfig
-from topklm.interp.labels.llm_run import _quiet, named_neurons
+from topklm.interp.labels.llm_run import _quiet, gather, named_neurons
 from topklm.report.neurons.tokens import visible
 
 CPU = torch.device("cpu")
@@ -127,6 +127,17 @@ def test_quiet_excerpts_are_quiet_and_apart_from_the_labels(bundle, corpus):
     assert set(found) == expected
     assert expected
     assert len(_quiet(pool, bundle.windows, where, shown, 1, np.random.default_rng(0))) == 1
+
+
+def test_no_text_that_the_label_was_made_from_is_held_out(bundle):
+    """What stands in a corpus twice has two positions: such a copy is as little held out as the text itself."""
+    names = ",".join(f"{layer}:{neuron}" for layer in range(3) for neuron in range(16))
+    config = LlmConfig(bundle=str(bundle.path), neurons=names, base_url="http://x", model="m", before=0, after=0)
+    _, cases = gather(config, CPU)
+    assert any(case.texts for case in cases)
+    for case in cases:
+        shown = {text.replace("<<", "").replace(">>", "") for text in case.shown}
+        assert not shown & {text for text, fired in zip(case.texts, case.fires, strict=True) if fired}
 
 
 def test_another_checkpoint_is_refused(bundle, data, tmp_path):
