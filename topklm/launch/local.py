@@ -16,7 +16,7 @@ from topklm.launch.attempt import LOG, Attempt, Outcome, Place
 from topklm.launch.config import SweepConfig
 from topklm.launch.plan import PlannedRun
 from topklm.launch.progress import SweepProgress
-from topklm.launch.state import state_of
+from topklm.launch.state import is_locked, state_of
 
 log = logging.getLogger("topklm.launch")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -77,6 +77,11 @@ class _Crew:
         for attempt in list(self.going):
             if (outcome := attempt.poll()) is not None:
                 self._free.append(self.going.pop(attempt))
+                # 2 is apps.train's own, 1 torchrun's: between a look at the lock and taking it lie the imports.
+                if outcome.code in (1, 2) and is_locked(outcome.run.dump_dir):
+                    self._progress.ended(outcome.run, "another process was faster")
+                    self.waiting.append(outcome.run)
+                    continue
                 self.outcomes.append(outcome)
                 self._progress.ended(outcome.run, outcome.state, outcome.reason)
                 if outcome.state == "failed":

@@ -1,9 +1,11 @@
 """Stands for apps.train in tests of what starts it: writes the checkpoints of a run at once, or does as it is told.
 
 `python -m tests.unit.launch.fake_train config=RUN_YAML`; the learning rate says what it does: 4 fails with exit code 4,
-75 waits for SIGTERM the first time, upon which it "saves" and ends with 75, 9 waits and does not listen.
+75 waits for SIGTERM the first time, upon which it "saves" and ends with 75, 9 waits and does not listen, 22 finds the
+first time that another process has its lock and ends with 2.
 """
 
+import fcntl
 import json
 import signal
 import sys
@@ -31,6 +33,17 @@ def main(path):
             time.sleep(0.01)
         save(directory, config, 1)
         return 75
+    if rate == 22 and (directory / "starts").read_text() == "x":
+        (directory / "ready").touch()
+        while True:
+            time.sleep(0.01)
+            try:
+                with (directory / ".lock").open() as file:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except FileNotFoundError:
+                continue
+            except BlockingIOError:
+                return 2
     save(directory, config, config["steps"])
     return 0
 

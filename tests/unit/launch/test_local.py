@@ -102,6 +102,22 @@ def test_a_run_of_another_process_is_waited_for(make_sweep, caplog):
     assert (starts(config, "lr1.0"), starts(config, "lr2.0")) == (1, 1)
 
 
+def test_a_run_that_another_process_took_in_the_same_moment_is_no_failure(make_sweep):
+    config = make_sweep(**rates(22))
+    run = Path(config.dump_dir) / "lr22.0"
+
+    def other():
+        wait_for(run / "ready")
+        with (run / ".lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            wait_for(run / "outcome.json")
+            time.sleep(0.3)
+
+    threading.Thread(target=other).start()
+    assert run_sweep(config) == 0
+    assert starts(config, "lr22.0") == 2
+
+
 def test_the_index_has_what_is_needed_to_train_each_run_alone(make_sweep):
     config = make_sweep(grid={"topk.k": [4, 8]}, seeds=[3], twins=True)
     run_sweep(config)
