@@ -87,12 +87,11 @@ def hungarian(found: np.ndarray, *, absolute: bool = False) -> Matching:
     return Matching(a=a, b=b, cosine=scores[a, b])
 
 
-def nearest(blocks: Iterable[Block], m: int, n: int, *, absolute: bool = False) -> Nearest:
+def nearest(blocks: Iterable[Block], m: int, n: int) -> Nearest:
     """Nearest neighbours both ways, of m and n entries, from blocks that are looked at once."""
     b_of_a, cosine_a = np.zeros(m, np.int64), np.full(m, -np.inf)
     a_of_b, cosine_b = np.zeros(n, np.int64), np.full(n, -np.inf)
-    for start, block in blocks:
-        scores = np.abs(block) if absolute else block
+    for start, scores in blocks:
         rows = slice(start, start + len(scores))
         b_of_a[rows] = scores.argmax(1)
         cosine_a[rows] = np.take_along_axis(scores, b_of_a[rows, None], 1)[:, 0]
