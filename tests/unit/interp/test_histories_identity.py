@@ -1,5 +1,6 @@
 """Identity match: against loops in float64, on permuted and equal neurons, and over planted series of bundles."""
 
+import json
 import shutil
 
 import numpy as np
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.interp.planted import plant
+from topklm.bundles.meta import _sha256
 from topklm.errors import ConfigError
 from topklm.interp.histories import MatchConfig, match_result
 from topklm.interp.histories.identity import match_profiles, permuted_rate, rate_of, wilson
@@ -197,6 +199,23 @@ def test_checkpoints_that_are_further_apart_are_no_verdict(history):
     assert point(result, "dense", "next checkpoint", 100)["to_step"] == 300
     assert "Between the last two checkpoints" not in said
     assert "From one layer to the next 100.0% of the neurons of topk" in said
+
+
+def test_a_layer_in_which_nothing_fires_is_silent(tmp_path):
+    some = np.random.default_rng(0).random((40, 8))
+    dead = plant(tmp_path / "b" / "1", [some, np.zeros((40, 8)), some], COUNTS, tail=0)
+    result = match_result(MatchConfig(bundles=[str(dead.path)], min_count=5))
+    assert [(p["n"], p["silent"]) for p in result.data["points"] if p["group"] == "layer"] == [(0, 8), (0, 8)]
+
+
+def test_a_checkpoint_of_an_unknown_step_is_not_taken_for_initial_weights(history):
+    path = history / "dense" / "300" / "meta.json"
+    content = json.loads(path.read_text())
+    content["model"]["step"] = None
+    del content["sha256"]
+    path.write_text(json.dumps(content | {"sha256": _sha256(content)}))
+    with pytest.raises(ConfigError, match="300 does not say at which step"):
+        match_result(MatchConfig(bundles=[str(history / "dense")], min_count=5))
 
 
 def test_what_does_not_compare_is_refused(history, tmp_path):

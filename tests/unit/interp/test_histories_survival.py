@@ -139,6 +139,16 @@ def twins(tmp_path):
     return [str(tmp_path / "topk"), str(tmp_path / "dense")]
 
 
+def test_bundles_of_single_layers_beside_others_are_left_out(twins, tmp_path):
+    one = plant(tmp_path / "one", {1: np.ones((10, 4))}, COUNTS, n_layers=3, run="one").path
+    alone = persistence_result(PersistenceConfig(bundles=twins)).statements
+    beside = persistence_result(PersistenceConfig(bundles=[*twins, str(one)])).statements
+    assert beside[1:] == alone[1:]  # the first counts bundles
+    late = plant(tmp_path / "late", {1: np.ones((10, 4))}, COUNTS, n_layers=3, step=900).path
+    with pytest.raises(ConfigError, match="newest"):
+        persistence_result(PersistenceConfig(bundles=[twins[0], str(late)]))
+
+
 def test_a_result_says_what_was_planted(twins):
     result = persistence_result(PersistenceConfig(bundles=twins))
     steps = {(p["series"], p["layer"]): p for p in result.data["persistence"]}

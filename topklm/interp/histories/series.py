@@ -82,6 +82,9 @@ def open_series(paths: Sequence[str], force: bool = False) -> Opened:
             try:
                 bundle = open_bundle(directory)
                 each = NamedBundle(bundle=bundle, name=bundle.meta.model.run)
+                if each.step is None and not each.is_initial:
+                    told = f"{directory} does not say at which step its weights are, so it has no place in a history"
+                    problems.append(Problem("bundles", told))
                 found.setdefault(each.identity, each)
             except DataError as error:
                 problems.append(Problem("bundles", str(error)))

@@ -161,9 +161,12 @@ def persistence_result(config: PersistenceConfig, shown: bool = False) -> Result
         )
     if not any(point.start == config.start for point in survival):
         raise ConfigError([Problem("start", f"no bundle has layer {config.start}")])
+    newest = _newest(opened) & {(point.series, point.step) for point in steps}
+    if not newest:
+        told = "none of the newest ones of a run has two layers that follow each other; collect all layers"
+        raise ConfigError([Problem("bundles", told)])
     lines, tail = opened.provenance(), tail_of(opened)
     look = looks([(series.label, series.any.run) for series in opened.series])
-    newest = _newest(opened)
     figure = persistence_figure(
         [p for p in steps if (p.series, p.step) in newest],
         [p for p in survival if (p.series, p.step) in newest], look, tail, config.start, lines,
