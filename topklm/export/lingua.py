@@ -73,7 +73,7 @@ def _unknown_to_lingua(source: Source) -> list[Problem]:
         found.append(
             Problem(
                 "to",
-                f"the activations have {len(state)} thresholds or norms of their own, for which Lingua's checkpoints "
+                f"the activations have {len(state)} tensors of their own (thresholds, scales, norms), for which Lingua's checkpoints "
                 "have no place; take to=hf or to=consolidated",
             )
         )

@@ -97,7 +97,8 @@ class TopKActivation(nn.Module):
     - topk, abstopk: the k largest entries, by value or by magnitude; grouptopk: those of each of `groups` neighbours;
     - normtopk: the k largest x w, with w the norm of the weights that read an entry (buffer `reader_norm`);
     - stat_topk: x > mean + z std of the token's entries, z given or the normal distribution's for k of D;
-    - batchtopk, jumprelu: x > theta, one for the layer or one for each entry (buffer `threshold`);
+    - batchtopk: x > theta, one for the layer (buffer `threshold`);
+    - jumprelu: x > s theta, one theta for each entry (buffer `threshold`) and one s for the layer (buffer `scale`);
     - relu: x > 0; identity: everything.
 
     `schedule` k: instead of a, the number of entries goes from D to k, and a = 0 in the formulas.
@@ -105,6 +106,7 @@ class TopKActivation(nn.Module):
 
     reader_norm: Tensor
     threshold: Tensor
+    scale: Tensor
 
     def __init__(
         self,
@@ -133,7 +135,9 @@ class TopKActivation(nn.Module):
         if activation in ("batchtopk", "jumprelu"):
             shape = (dim,) if activation == "jumprelu" else ()
             self.register_buffer("threshold", torch.zeros(shape, dtype=torch.float32))
-        if activation == "batchtopk":  # training steps in which it was measured, for topklm
+            if activation == "jumprelu":
+                self.register_buffer("scale", torch.ones((), dtype=torch.float32))
+            # training steps in which threshold or scale was measured, for topklm
             self.register_buffer("measured", torch.zeros((), dtype=torch.float32))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -155,7 +159,7 @@ class TopKActivation(nn.Module):
             mean = wide.mean(-1, keepdim=True)
             return above(x, mean + (wide - mean).square().mean(-1, keepdim=True).sqrt() * self.z)
         if self.activation in ("batchtopk", "jumprelu"):
-            return above(x, self.threshold)
+            return above(x, self.threshold * self.scale if self.activation == "jumprelu" else self.threshold)
         return ~(x <= 0) if self.activation == "relu" else torch.ones_like(x, dtype=torch.bool)
 
     def cut(self, x: Tensor, selected: Tensor) -> Tensor:

@@ -111,7 +111,7 @@ def test_a_consolidated_file_has_the_state_too(name: str, tmp_path, caplog) -> N
 
 
 def test_lingua_has_no_place_for_thresholds(tmp_path) -> None:
-    with pytest.raises(ConfigError, match=r"3 thresholds or norms .*to=hf or to=consolidated"):
+    with pytest.raises(ConfigError, match=r"9 tensors .*to=hf or to=consolidated"):
         export_lingua(source_of("jumprelu"), tmp_path / "out")
     topk = dataclasses.replace(source_of("topk").config.topk, schedule="mask", anneal_steps=0)
     export_lingua(tiny_source(topk), tmp_path / "topk")

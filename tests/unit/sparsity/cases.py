@@ -63,5 +63,6 @@ def reference(cfg: TopKConfig, activation: Activation, x: list[float]) -> set[in
     if name == "batchtopk":
         return {i for i, v in enumerate(x) if v != v or v > state["threshold"]}
     if name == "jumprelu":
-        return {i for i, (v, t) in enumerate(zip(x, state["threshold"], strict=True)) if v != v or v > t}
+        theta = [t * state["scale"] for t in state["threshold"]]
+        return {i for i, (v, t) in enumerate(zip(x, theta, strict=True)) if v != v or v > t}
     return {i for i, v in enumerate(x) if v != v or v > 0} if name == "relu" else everything

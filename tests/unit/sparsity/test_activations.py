@@ -246,5 +246,5 @@ def test_options_and_schedule_are_settled_with_the_run() -> None:
     cfg = TopKConfig(activation="jumprelu", options={"lr": 1}, schedule="none").resolve(100)
     assert cfg.anneal_steps == 0
     assert cfg.options["lr"] == 1.0
-    assert cfg.options["bandwidth"] == 0.2
+    assert cfg.options["bandwidth"] == 0.1
     assert cfg.resolve(1000) == cfg

@@ -23,6 +23,7 @@ from topklm.sparsity import (
     set_alpha,
     sparsify,
 )
+from topklm.sparsity.registry import build_activation
 
 LEARNS = [name for name in CASES if name != "normtopk"]
 SMALL = ModelConfig(dim=24, n_layers=3, n_heads=4, multiple_of=8, vocab_size=31, max_seqlen=32)
@@ -107,49 +108,70 @@ def test_a_model_that_is_not_training_leaves_the_state_alone(name: str) -> None:
     assert steps.figures()["topk/threshold"] == activation_tensors(model)["layers.0.threshold"].mean()
 
 
-def jump_gradients(x: Tensor, threshold: Tensor, grad: Tensor, alpha: float, width: float) -> tuple[Tensor, Tensor]:
-    """The estimator of arXiv 2407.14435, Eq. 11-12, entry by entry in float64."""
+def jump_gradients(
+    x: Tensor, threshold: Tensor, scale: float, grad: Tensor, alpha: float, width: float
+) -> tuple[Tensor, Tensor]:
+    """The estimator of arXiv 2407.14435, Eq. 11-12, for A(x) = s J(x / s), entry by entry in float64."""
     to_x, to_threshold = torch.zeros_like(x), torch.zeros_like(threshold)
     for n in range(len(x)):
         for i in range(x.shape[1]):
-            u = (x[n, i] - threshold[i]) / width
+            u = (x[n, i] / scale - threshold[i]) / width
             to_x[n, i] = grad[n, i] * (1.0 if u > 0 else alpha)
             if abs(u) < 0.5:
-                to_threshold[i] += -(1 - alpha) * threshold[i] / width * grad[n, i]
+                to_threshold[i] += -(1 - alpha) * scale * threshold[i] / width * grad[n, i]
     return to_x, to_threshold
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.25])
-def test_the_straight_through_estimator(alpha: float) -> None:
+@pytest.mark.parametrize("scale", [1.0, 7.0])
+def test_the_straight_through_estimator(alpha: float, scale: float) -> None:
     activation = make(CASES["jumprelu"])
+    activation.scale.fill_(scale)
     generator = torch.Generator().manual_seed(3)
-    x = (torch.rand(20, DIM, generator=generator) * 2 - 0.5).double().requires_grad_()
+    x = (scale * (torch.rand(20, DIM, generator=generator) * 2 - 0.5).double()).requires_grad_()
     grad = torch.randn(20, DIM, generator=generator).double()
     activation(x, torch.tensor(alpha) if alpha else None).backward(grad)
-    width = CASES["jumprelu"].options["bandwidth"]
-    to_x, to_threshold = jump_gradients(x.detach(), activation.threshold.detach().double(), grad, alpha, width)
+    width, threshold = CASES["jumprelu"].options["bandwidth"], activation.threshold.detach().double()
+    to_x, to_threshold = jump_gradients(x.detach(), threshold, scale, grad, alpha, width)
     assert to_threshold.count_nonzero() > 10
     torch.testing.assert_close(x.grad, to_x)
-    torch.testing.assert_close(activation.threshold.grad.double(), to_threshold, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(activation.threshold.grad.double(), to_threshold, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("penalty", ["target", "linear"])
 def test_the_term_of_the_loss_and_its_gradient_over_micro_batches(penalty: str) -> None:
-    options: dict[str, Any] = {"bandwidth": 0.3, "weight": 0.7, "penalty": penalty}
+    options: dict[str, Any] = {"bandwidth": 0.3, "weight": 0.7, "penalty": penalty, "momentum": 0.5}
     activation = make(TopKConfig(activation="jumprelu", k=6, options=options))
-    threshold = activation.threshold.detach().double()
+    activation.measured.fill_(9)
+    threshold, scale = activation.threshold.detach().double(), activation.scale.item()
     parts = [torch.rand(rows, 3, DIM, generator=torch.Generator().manual_seed(rows)) * 2 for rows in (2, 5)]
-    seen = torch.zeros(2 + DIM, dtype=torch.float64)
+    seen = torch.zeros(3 + DIM, dtype=torch.float64)
     for part in parts:
         activation.in_training(part, None)
         seen += activation.seen
     x = torch.cat([part.view(-1, DIM) for part in parts]).double()
-    l0 = (x > threshold).double().sum(-1).mean()
-    slope = -(((x - threshold).abs() < 0.15).double().mean(0)) / 0.3
+    l0 = (x > scale * threshold).double().sum(-1).mean()
+    slope = -(((x / scale - threshold).abs() < 0.15).double().mean(0)) / 0.3
     value = 0.7 * ((l0 - 6) / 6) ** 2 if penalty == "target" else 0.7 * l0
     outer = 0.7 * 2 * (l0 - 6) / 36 if penalty == "target" else 0.7
+    assert activation.scale.item() == scale  # that of the steps before, until the step is over
     assert activation.update(seen, torch.tensor(False)) == pytest.approx(value.item())
     torch.testing.assert_close(activation.threshold.grad.double(), outer * slope, rtol=1e-5, atol=1e-7)
+    assert activation.scale.item() == pytest.approx((scale + x.square().mean().sqrt().item()) / 2, rel=1e-6)
+
+
+@pytest.mark.parametrize("unit", [0.1, 1.0, 9.0])
+def test_the_mean_number_of_entries_comes_to_k_in_any_unit_of_the_stream(unit: float) -> None:
+    activation = build_activation(TopKConfig(activation="jumprelu", k=6), DIM)
+    optimizer = torch.optim.Adam([activation.threshold], lr=activation.lr)
+    x = unit * torch.randn(400, DIM, generator=torch.Generator().manual_seed(4))
+    for _ in range(100):
+        activation.in_training(x, None)
+        activation.update(activation.seen, torch.tensor(False))
+        optimizer.step()
+        optimizer.zero_grad()
+    assert activation.selected(x).sum(-1).double().mean() == pytest.approx(6, abs=0.1)
+    assert activation.scale.item() == pytest.approx(unit, rel=0.05)
 
 
 def test_a_step_that_is_not_taken_moves_nothing() -> None:

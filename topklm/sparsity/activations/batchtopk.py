@@ -28,6 +28,7 @@ from topklm.errors import Problem
 from topklm.sparsity.activation import Activation
 from topklm.sparsity.masks import above, cut, straight_through, top_mask
 from topklm.sparsity.registry import register
+from topklm.sparsity.running import follow
 
 if TYPE_CHECKING:
     from topklm.sparsity.config import TopKConfig
@@ -86,11 +87,7 @@ class BatchTopK(Activation):
         return cut(x, mask, alpha, self.form)
 
     def update(self, seen: Tensor, skip: Tensor) -> Tensor | None:
-        measured = (seen[0] / seen[1]).float()
-        rate = torch.clamp(1 / (self.measured + 1), min=1 - self.options.momentum)
-        taken = ~skip & measured.isfinite()
-        self.threshold.copy_(torch.where(taken, torch.lerp(self.threshold, measured, rate), self.threshold))
-        self.measured.add_(taken)
+        follow(self.threshold, self.measured, seen[0] / seen[1], skip, self.options.momentum)
         return None
 
 
