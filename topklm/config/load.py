@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
@@ -112,8 +113,8 @@ def _read_one(path: Path) -> dict[str, Any]:
 
 
 def save_config(config: Any, path: Path) -> None:
-    """Write a configuration (a dataclass or a dictionary) as YAML, whole or not at all."""
-    part = path.with_suffix(".tmp")
+    """Write a configuration (a dataclass or a dictionary) as YAML, whole or not at all, also where others do too."""
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     OmegaConf.save(OmegaConf.create(config if isinstance(config, dict) else to_dict(config)), part)
     part.replace(path)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -93,7 +94,7 @@ def write_index(config: SweepConfig, runs: Sequence[PlannedRun], place: Place) -
             for run in runs
         ],
     }  # fmt: skip
-    part = directory / f"{INDEX}.tmp"
+    part = directory / f".{INDEX}.{uuid.uuid4().hex}.tmp"  # another machine may write its own
     part.write_text(json.dumps(content, indent=1, default=to_dict) + "\n")
     part.replace(directory / INDEX)
     return directory / INDEX

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import pytest
+from omegaconf import OmegaConf
 
-from topklm.config import Verbatim, build, describe, load_config, save_config, to_dict
+from topklm.config import Verbatim, build, describe, load_config, read_yaml, save_config, to_dict
 from topklm.errors import ConfigError, Problem
 
 
@@ -175,3 +176,17 @@ def test_verbatim_text_of_a_file_is_yaml_and_help_has_inherited_fields(tmp_path)
     text = describe(Verse, "verse", "Goes on.")
     assert "How many entries are kept." in text
     assert "Text to go on from." in text
+
+
+def test_two_that_write_one_file_at_once_do_not_take_it_from_each_other(tmp_path, monkeypatch):
+    write, path = OmegaConf.save, tmp_path / "run.yaml"
+
+    def interrupted(config, part):
+        write(config, part)
+        monkeypatch.setattr(OmegaConf, "save", write)
+        save_config({"a": 2}, path)
+
+    monkeypatch.setattr(OmegaConf, "save", interrupted)
+    save_config({"a": 1}, path)
+    assert read_yaml(path) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
