@@ -28,9 +28,8 @@ def listing(config: SweepConfig) -> list[Any]:
         if (each := seconds[run.name]) is not None
     ]
     total = f"{sum(size.tokens for size in sizes.values()):,} tokens, {sum(s.flops for s in sizes.values()):.3g} FLOP"
-    time = (
-        f", {clock(sum(left) / config.max_parallel)} to go (h:mm:ss, {config.max_parallel} at a time)" if left else ""
-    )
+    n = config.slurm.array_parallelism if config.slurm else config.max_parallel
+    time = f", {clock(max(sum(left) / n, max(left)))} to go (h:mm:ss, {n} at a time)" if left else ""
     lines = [
         _table(config, runs, sizes, states, seconds),
         f"{summary(states)}; {total}{time}",

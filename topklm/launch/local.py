@@ -134,6 +134,8 @@ class _Signals:
             signal.signal(signum, handler)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
+        if signum == signal.SIGHUP and self.seen:  # the kernel and the shell each send one
+            return
         self.seen += 1
         self.number = signum
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from rich.console import Console
 
-from topklm.launch import EstimateConfig, plan_runs
+from topklm.launch import EstimateConfig, SlurmConfig, plan_runs
 from topklm.launch.estimate import memory_estimate, size_of, speed
 from topklm.launch.listing import listing
 from topklm.model import build_model
@@ -77,3 +77,15 @@ def test_the_listing(make_sweep):
     assert "3 runs: 3 new; 7,680 tokens" in said
     assert "2 at a time" in said
     assert "0/20" in said
+
+
+def test_the_time_to_go_is_at_least_that_of_the_longest_run_and_slurm_has_its_own_number_at_a_time(make_sweep):
+    def said(**settings):
+        one_each = {"tflops_per_gpu": seconds_of_flops / 1e12 / 100, "mfu": 1.0}
+        return listing(make_sweep(grid={"topk.k": [4, 8, 16]}, estimate=EstimateConfig(**one_each), **settings))[1]
+
+    (run,) = plan_runs(make_sweep())
+    seconds_of_flops = size_of(run, ranks=1).flops  # a run takes 100 s
+    assert "0:05:00 to go (h:mm:ss, 1 at a time)" in said()
+    assert "0:01:40 to go (h:mm:ss, 8 at a time)" in said(max_parallel=8)
+    assert "0:02:30 to go (h:mm:ss, 2 at a time)" in said(slurm=SlurmConfig(array_parallelism=2))

@@ -90,6 +90,15 @@ def test_a_second_signal_kills(make_sweep, caplog):
     assert "the runs are killed" in caplog.text
 
 
+def test_a_terminal_that_closes_says_so_twice_and_the_runs_save(make_sweep, monkeypatch):
+    """The kernel and the shell each send SIGHUP."""
+    monkeypatch.setattr(local, "_POLL_SECONDS", 0.3)
+    config = make_sweep(**rates(75))
+    interrupt(Path(config.dump_dir) / "lr75.0" / "ready", signal.SIGHUP, signal.SIGHUP, pause=0.01)
+    assert run_sweep(config) == EXIT_PREEMPTED
+    assert (Path(config.dump_dir) / "lr75.0" / "checkpoints").exists()
+
+
 def test_a_run_of_another_process_is_waited_for(make_sweep, caplog):
     config = make_sweep(**rates(1, 2))
     busy = Path(config.dump_dir) / "lr1.0"
@@ -202,13 +211,13 @@ def wait_for(path, seconds=20.0):
     assert path.exists()
 
 
-def interrupt(ready, *signals):
+def interrupt(ready, *signals, pause=0.3):
     """Send signals to this process as soon as `ready` exists, one after the other."""
 
     def send():
         wait_for(ready)
         for signum in signals:
             os.kill(os.getpid(), signum)
-            time.sleep(0.3)
+            time.sleep(pause)
 
     threading.Thread(target=send).start()
