@@ -120,11 +120,15 @@ def make_plan(config: AblateConfig) -> Plan:
             len(lonely), config.controls, config.density_tolerance, fewest,
         )  # fmt: skip
     activation = None if topk is None else activation_class(topk.activation)
-    return Plan(
+    plan = Plan(
         has_places=activation is not None and activation.exact and activation.cuts,
         checkpoint=checkpoint, bundle=bundle, corpus=corpus, targets=targets, variants=config.variants,
         windows=_spaced(bundle.windows, max(1, (token_count(config.tokens) or 0) // corpus.context)),
     )  # fmt: skip
+    if none := [str(neuron) for neuron in neurons if not plan.variants_of(neuron)]:
+        told = f"{', '.join(none[:6])}: nothing is selected there, so nothing enters; add zero or mean"
+        raise ConfigError([Problem("variants", told)])
+    return plan
 
 
 def _target(config: AblateConfig, bundle: Bundle, density: np.ndarray, neuron: Neuron) -> Target:

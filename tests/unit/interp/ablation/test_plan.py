@@ -34,6 +34,12 @@ def test_everything_that_is_wrong_with_the_settings_is_told_at_once():
     assert config.named() == [Neuron(3, 4), Neuron(0, 1)]
 
 
+def test_a_neuron_that_nothing_can_be_done_to_is_told(config):
+    found = problems(make_plan, config(neurons="[0:3, 2:1]", variants=["refill"]))
+    assert found == {"variants": "2:1: nothing is selected there, so nothing enters; add zero or mean"}
+    assert make_plan(config(neurons="[0:3]", variants=["refill"])).targets
+
+
 def test_neurons_of_a_list_a_file_a_result_and_of_layers(config, tmp_path):
     (tmp_path / "list.txt").write_text("# mine\n0:3\n\n2:1  # dense\n")
     plan = make_plan(config(file=str(tmp_path / "list.txt")))
