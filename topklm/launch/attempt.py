@@ -127,11 +127,10 @@ class Attempt:
     def stop(self, signum: int = signal.SIGTERM) -> None:
         """Ask it to save and end; with SIGKILL, end it and all that it started."""
         self._was_asked = True
-        with contextlib.suppress(ProcessLookupError):
-            if signum == signal.SIGKILL:
-                os.killpg(self._process.pid, signum)
-            else:
-                os.kill(self._process.pid, signum)
+        # torchrun's workers have sessions of their own, and outlive it when it cannot end them any more.
+        for pid in _family(self._process.pid) if signum == signal.SIGKILL else [self._process.pid]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signum)
 
     def stop_and_wait(self) -> None:
         """The same for a signal handler, which may have interrupted `wait`: takes no lock of the process's object."""
@@ -167,6 +166,18 @@ class Attempt:
         }
         (self.run.dump_dir / OUTCOME).write_text(json.dumps(content, indent=1) + "\n")
         return outcome
+
+
+def _family(root: int) -> list[int]:
+    """A process and all that come from it, by /proc."""
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            children.setdefault(int(path.read_text().rpartition(")")[2].split()[1]), []).append(int(path.parent.name))
+    found = [root]
+    for pid in found:
+        found += children.get(pid, [])
+    return found
 
 
 def _tail(path: Path, start: int) -> list[str]:

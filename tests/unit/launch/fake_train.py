@@ -1,13 +1,15 @@
 """Stands for apps.train in tests of what starts it: writes the checkpoints of a run at once, or does as it is told.
 
 `python -m tests.unit.launch.fake_train config=RUN_YAML`; the learning rate says what it does: 4 fails with exit code 4,
-75 waits for SIGTERM the first time, upon which it "saves" and ends with 75, 9 waits and does not listen, 22 finds the
-first time that another process has its lock and ends with 2.
+75 waits for SIGTERM the first time, upon which it "saves" and ends with 75, 9 waits and does not listen (nor
+does its worker, which has a session of its own as torchrun's have), 22 finds the first time that another process has
+its lock and ends with 2.
 """
 
 import fcntl
 import json
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -28,6 +30,9 @@ def main(path):
     if rate in (75, 9) and not (directory / "checkpoints").exists():
         stop = []
         signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
+        if rate == 9:
+            worker = subprocess.Popen(["sleep", "60"], start_new_session=True)
+            (directory / "worker").write_text(str(worker.pid))
         (directory / "ready").touch()
         while not stop or rate == 9:
             time.sleep(0.01)

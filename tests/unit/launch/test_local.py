@@ -88,6 +88,8 @@ def test_a_second_signal_kills(make_sweep, caplog):
     interrupt(Path(config.dump_dir) / "lr9.0" / "ready", signal.SIGTERM, signal.SIGTERM)
     assert run_sweep(config) == EXIT_PREEMPTED
     assert "the runs are killed" in caplog.text
+    worker = Path("/proc", (Path(config.dump_dir) / "lr9.0" / "worker").read_text(), "stat")
+    assert not worker.exists() or " Z " in worker.read_text()
 
 
 def test_a_terminal_that_closes_says_so_twice_and_the_runs_save(make_sweep, monkeypatch):
