@@ -147,7 +147,8 @@ def _figures(effect: Effect, context: int) -> dict[str, float]:
 def _estimates(effect: Effect, context: int, config: AblateConfig) -> dict[str, Estimate]:
     found = {}
     for where, (nats, n) in _sums(effect, context).items():
-        drawn = draws(len(nats), config.bootstrap, config.seed) if len(nats) else np.empty((0, 0), np.int64)
+        # Draws of a single window are all the same: no interval, and not one of width 0.
+        drawn = draws(len(nats), config.bootstrap, config.seed) if len(nats) > 1 else np.empty((0, 0), np.int64)
         found[where] = interval(float(ratio(nats, n)), ratio(nats[drawn], n[drawn]), config.level)
     return found
 

@@ -9,6 +9,18 @@ from topklm.interp.ablation import ablation_result, make_plan, measure
 from topklm.report.result import read_results, write_result
 
 
+def test_one_window_has_no_interval(config, loaded, tmp_path):
+    settings = config(tokens=8, variants=["zero"])
+    plan = make_plan(settings)
+    assert len(plan.windows) == 1
+    result = ablation_result(settings, plan, measure(settings, plan, *loaded), loaded[1])
+    value, low, high = result.data["rows"][0]["effects"]["zero"]["overall"]
+    assert np.isfinite(value)
+    assert np.isnan([low, high]).all()
+    assert "the interval excludes 0 for 0" in result.statements[0]
+    write_result(result, tmp_path / "result")
+
+
 def test_the_result_has_every_number_and_both_figures(config, loaded, tmp_path):
     settings = config(neurons="[0:3, 1:5, 2:4]")
     plan = make_plan(settings)
