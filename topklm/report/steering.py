@@ -235,7 +235,7 @@ def concept_table(curves: Sequence[DoseCurve]) -> Table:
         Column("neuron", "neuron"), Column("counted", "tokens it"), Column("kind", "layer is"),
         Column("density", "density", "{:.2%}"),
         Column("unit", "percentile of its activation"), Column("types", "token types in its set"),
-        Column("corpus", "their share of held-out text", "{:.2%}"), Column("controls", "controls"),
+        Column("corpus", "their share of the bundle's text", "{:.2%}"), Column("controls", "controls"),
         Column("least", "least density", "{:.2%}"), Column("most", "most", "{:.2%}"),
         Column("tokens", "the first of the set"),
     ]  # fmt: skip
@@ -268,7 +268,7 @@ def dose_figure(curve: DoseCurve, provenance: Sequence[str]) -> Drawing:
             _panel(axis, curve, name, factor, n)
         rate.set_ylabel(f"tokens that it {curve.counted}, %")
         rate.set_ylim(bottom=0)
-        rate.axhline(100 * curve.corpus_rate, color="#888888", linestyle=":", linewidth=1.2, label="held-out text")
+        rate.axhline(100 * curve.corpus_rate, color="#888888", linestyle=":", linewidth=1.2, label="the bundle's text")
         perplexity.set_ylabel("perplexity under\nthe unsteered model")
         perplexity.set_yscale("log")
         _plain_ticks(perplexity)
