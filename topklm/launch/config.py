@@ -49,7 +49,7 @@ class SlurmConfig:
     time_minutes: int = 1440
     """Time limit of one job; a run that needs longer saves, is queued again and goes on."""
     max_requeues: int = 20
-    """How often a run that ran into its time limit or was preempted is queued again."""
+    """How often a run that ran into its time limit is queued again; preemptions are not counted."""
     array_parallelism: int = 256
     """Runs at a time."""
     cpus_per_task: int | None = None

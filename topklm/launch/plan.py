@@ -228,7 +228,7 @@ def _nested(settings: dict[str, Any]) -> dict[str, Any]:
     for key, value in settings.items():
         if isinstance(value, dict):
             value = _nested(value)
-        for part in reversed(key.split(".")):
+        for part in reversed(str(key).split(".")):
             value = {part: value}
         tree = overlay(tree, value)
     return tree

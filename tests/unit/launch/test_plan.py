@@ -67,6 +67,11 @@ def test_set_lies_over_the_base_dotted_or_nested(make_sweep):
     assert run.name == "sweep"
 
 
+def test_a_key_that_yaml_reads_as_a_number_is_a_key(make_sweep):
+    (run,) = plan_runs(make_sweep(set={"data": {"sources": {2024: 1.0}}}))
+    assert run.config.data.sources == {"a": 1.0, "2024": 1.0}
+
+
 def test_a_mapping_in_the_grid_takes_the_place_of_a_section(make_sweep):
     (run,) = plan_runs(make_sweep(grid={"topk": [{"k": 3}]}, run_name="k{topk.k}"))
     assert (run.config.topk.k, run.config.topk.n_dense_tail) == (3, 2)
