@@ -81,7 +81,9 @@ def health_curves(runs: Sequence[Run]) -> tuple[Figure, str] | None:
                 label=run.name,
                 **style,
             )
-        ks = sorted({run.setting("topk.k") for _, run in shown} - {None})
+        # Not of a k per layer or per group: that is no number of entries per token.
+        counted = (run.k for _, run in shown if run.setting("topk.activation") != "grouptopk")
+        ks = sorted({k for k in counted if isinstance(k, int)})
         for k in ks:
             axes[0].axhline(k, color="#444444", linestyle=(0, (1, 2)), linewidth=1.2)
             axes[0].annotate(f"k = {k}", (1, k), xycoords=("axes fraction", "data"), xytext=(3, 0),

@@ -26,6 +26,8 @@ _USED: dict[str, tuple[type, str, bool]] = {
     **dict.fromkeys(("topk", "distributed", "checkpoint"), (dict, "a section", False)),
     "data.sources": (dict, "a mapping of names to weights", False),
     "topk.activation": (str, "text", False),
+    "topk.k_per_layer": (list, "a list", False),
+    "topk.options": (dict, "a section", False),
     **dict.fromkeys(
         ("topk.k", "topk.n_dense_tail", "topk.anneal_steps", "model.dim", "model.n_layers"),
         (int, "a whole number", False),
@@ -37,6 +39,9 @@ _RECORDED: dict[str, type] = {
     "versions": dict,
     **dict.fromkeys(("versions.topklm", "versions.torch"), str),
 }
+
+WITHOUT_K = ("identity", "relu")
+"""Activations whose configuration has a k that does nothing."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,14 @@ class Run:
     def is_dense(self) -> bool:
         """Whether this is a dense model: there is no section `topk`."""
         return self.config.get("topk") is None
+
+    @property
+    def k(self) -> int | str | None:
+        """`topk.k`, or the numbers of `topk.k_per_layer`; None for a dense model and where k does nothing."""
+        if self.setting("topk.activation") in WITHOUT_K or self.setting("topk.options.z") is not None:
+            return None
+        each = self.setting("topk.k_per_layer")
+        return " ".join(map(str, each)) if each else self.setting("topk.k")
 
     @property
     def step(self) -> int:

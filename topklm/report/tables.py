@@ -43,7 +43,7 @@ def result_columns(comparison: Comparison) -> list[Column]:
     columns = [
         Column("name", "run", lambda row: row.run.name),
         Column("activation", "activation", lambda row: row.run.setting("topk.activation") or _kind(row.run)),
-        Column("k", "k", lambda row: row.run.setting("topk.k")),
+        Column("k", "k", lambda row: row.run.k),
         Column("n_dense_tail", "dense tail", lambda row: row.run.setting("topk.n_dense_tail")),
         Column("dim", "D", lambda row: row.run.setting("model.dim")),
         Column("n_layers", "L", lambda row: row.run.setting("model.n_layers")),

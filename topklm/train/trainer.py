@@ -33,6 +33,7 @@ from topklm.errors import EXIT_PREEMPTED, DataError
 from topklm.model import build_model, init_weights
 from topklm.model.lingua import lingua_sha256
 from topklm.sparsity import ActivationSteps, alpha_at, get_alpha, set_alpha
+from topklm.sparsity.registry import activation_class
 from topklm.train.config import TrainConfig
 from topklm.train.evaluation import EVAL_METRICS, VALIDATION_METRICS, evaluate_step
 from topklm.train.metrics import Console, MetricsWriter, rewind_metrics
@@ -340,7 +341,10 @@ class Trainer:
 
     def _kind(self) -> str:
         topk = self.config.topk
-        return "dense" if topk is None else f"{'TopK' if topk.activation == 'topk' else topk.activation} k={topk.k}"
+        if topk is None:
+            return "dense"
+        name = "TopK" if topk.activation == "topk" else topk.activation
+        return f"{name} k={topk.k_per_layer or topk.k}" if activation_class(topk.activation).uses_k else name
 
     def _provenance(self) -> dict[str, Any]:
         """What decides the run's figures and is not in its configuration."""

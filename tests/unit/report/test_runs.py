@@ -5,10 +5,13 @@ import logging
 import pytest
 import yaml
 
-from tests.unit.report.conftest import BASE, PROVENANCE
+from tests.unit.report.conftest import BASE, PROVENANCE, TOPK
 from topklm.errors import ConfigError, DataError
 from topklm.report import read_run, read_runs
-from topklm.report.runs import number
+from topklm.report.compare import compare
+from topklm.report.runs import WITHOUT_K, number
+from topklm.report.tables import result_columns
+from topklm.sparsity.registry import activation_class, activation_names
 
 
 def append(path, text):
@@ -110,6 +113,28 @@ def test_a_setting_of_the_wrong_kind_is_named(make_run, key, config):
         read_run(path)
     assert [problem.key for problem in caught.value.problems] == [key]
     assert "config.yaml" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "k"),
+    [
+        ({}, 3),
+        ({"activation": "relu"}, None),
+        ({"activation": "identity"}, None),
+        ({"activation": "stat_topk", "options": {"z": None}}, 3),
+        ({"activation": "stat_topk", "options": {"z": 1.5}}, None),
+        ({"k_per_layer": [3, 6, 9]}, "3 6 9"),
+    ],
+)
+def test_k_is_told_where_it_means_something(make_run, section, k):
+    run = read_run(make_run("a", topk={**TOPK, **section}))
+    assert run.k == k
+    (column,) = [column for column in result_columns(compare([run])) if column.key == "k"]
+    assert column.text(compare([run]).rows[0]) == ("-" if k is None else str(k))
+
+
+def test_what_has_no_k_is_what_the_registry_says():
+    assert set(WITHOUT_K) == {name for name in activation_names() if not activation_class(name).uses_k}
 
 
 def test_an_empty_configuration_is_no_dense_run(make_run):

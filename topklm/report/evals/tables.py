@@ -195,7 +195,7 @@ def _description(row: EvalRow) -> list[str]:
     """Name, activation, k, D, L, step."""
     setting = row.run.setting
     activation = "dense" if row.run.is_dense else setting("topk.activation") or "topk"
-    values = [setting("topk.k"), setting("model.dim"), setting("model.n_layers"), row.step]
+    values = [row.run.k, setting("model.dim"), setting("model.n_layers"), row.step]
     return [row.run.name, activation, *map(_shown, values)]
 
 

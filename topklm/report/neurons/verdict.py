@@ -64,25 +64,39 @@ def verdicts(measured: Sequence[Measured]) -> list[str]:
 
 def twins(topk: Measured, shown: Sequence[Measured], cut: bool, initial: bool = False) -> list[Measured]:
     """Dense models of the same shape at the same step: as they are, or read through the TopK model's own cut."""
-    section, k = topk.bundle.meta.model.topk or {}, (topk.bundle.meta.model.topk or {}).get("k")
     return [
         each for each in shown
         if not each.is_topk and each.is_initial == initial and _shape(each) == _shape(topk)
         and (initial or each.step == topk.step) and (each.cut is not None) == cut
-        and (each.cut is None or (each.cut["k"] == k and each.cut.get("relu", True) == section.get("relu", True)))
+        and (each.cut is None or (each.cut["k"], each.cut.get("relu", True)) == _own_cut(topk))
     ]  # fmt: skip
+
+
+def _own_cut(topk: Measured) -> tuple[int, bool] | None:
+    """(k, whether with ReLU) of the cut that the model makes; None if `read_topk` cannot make the same."""
+    section = topk.bundle.meta.model.topk or {}
+    if section.get("activation", "topk") != "topk" or section.get("k_per_layer"):
+        return None
+    return int(section.get("k") or 0), section.get("anneal_form") != "identity"
 
 
 def _verdict(topk: Measured, shown: Sequence[Measured], measured: Sequence[Measured]) -> str:
     if "topk" not in topk.bundle.meta.layers.values():
         return f"{topk.name} is still annealing (alpha {topk.alpha:g}): nothing can be said of it as a TopK model yet."
-    k = (topk.bundle.meta.model.topk or {}).get("k")
+    if (own := _own_cut(topk)) is None:
+        section = topk.bundle.meta.model.topk or {}
+        how = "a k_per_layer" if section.get("k_per_layer") else f"the activation {section['activation']}"
+        return (
+            f"Whether {topk.name} is more selective than its dense twin cannot be told: it has {how}, a dense model "
+            "can be read through one top-k only, so that the reading itself would be part of the difference."
+        )
+    k, relu = own
     found = twins(topk, shown, cut=True)
     if not found:
         return (
             f"Whether {topk.name} is more selective than its dense twin cannot be told from these bundles: the twin "
-            f"read through the same ReLU and top-{k}, at the same step, is missing (python -m apps.collect "
-            f"ckpt=DENSE_RUN 'read_topk={{k: {k}}}', then apps.entropy)."
+            f"read through the same {'ReLU and ' * relu}top-{k}, at the same step, is missing (python -m apps.collect "
+            f"ckpt=DENSE_RUN 'read_topk={{k: {k}{', relu: false' * (not relu)}}}', then apps.entropy)."
         )
     return " ".join(_against(topk, twin, shown) for twin in found)
 

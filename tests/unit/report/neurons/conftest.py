@@ -42,14 +42,14 @@ class Planter:
     def __call__(
         self, name, *, run="topk", step=100, alpha=0.0, init="checkpoint", cut=None, level=2.0, spread=0.1,
         windows="w" * 64, tokenizer="t" * 64, settings=SETTINGS, limits=True, anneal=50, fired=500,
-        preset="recommended", seed=None,
+        preset="recommended", seed=None, section=None,
     ):  # fmt: skip
         is_topk = run.startswith("topk")
         tail = TAIL if is_topk else 0
         sparse = [(is_topk and alpha == 0 and layer < LAYERS - tail) or bool(cut) for layer in range(LAYERS)]
         kinds = {str(layer): "topk" if each else "dense" for layer, each in enumerate(sparse)}
         meta = meta_of(250, 4, windows, kinds, WIDTH, VOCAB)
-        topk = {"k": 3, "n_dense_tail": TAIL, "anneal_steps": anneal} if is_topk else None
+        topk = {"k": 3, "n_dense_tail": TAIL, "anneal_steps": anneal, **(section or {})} if is_topk else None
         model = dataclasses.replace(
             meta.model, run=run, path=f"{self.root}/runs/{run}/checkpoints/{step:010d}", step=step, init=init,
             alpha=alpha if is_topk else None, topk=topk,

@@ -50,6 +50,23 @@ def test_without_the_right_control_nothing_is_claimed(plant, other):
     assert "is more selective" not in text.replace("Whether topk is more selective", "")
 
 
+def test_a_signed_cut_is_read_signed(plant):
+    paths = [plant("topk-bundle", section={"anneal_form": "identity"}), plant("dense-read", run="dense", cut=CUT)]
+    (text,) = verdicts(read_measured(paths))
+    assert "cannot be told" in text
+    assert "read_topk={k: 3, relu: false}" in text
+    paths.append(plant("dense-signed", run="dense", cut={**CUT, "relu": False}))
+    (text,) = verdicts(read_measured(paths))
+    assert text.startswith("Read alike")
+
+
+@pytest.mark.parametrize("section", [{"activation": "jumprelu"}, {"k_per_layer": [3, 3, 4]}])
+def test_what_no_dense_model_can_be_read_through_has_no_verdict(plant, section):
+    (text,) = verdicts(read_measured([plant("topk-bundle", section=section), plant("d", run="dense", cut=CUT)]))
+    assert "cannot be told" in text
+    assert next(iter(section)) in text or "jumprelu" in text
+
+
 def test_while_annealing_nothing_is_said(plant):
     (text,) = verdicts(read_measured([plant("a", step=25, alpha=0.5)]))
     assert "still annealing (alpha 0.5)" in text
