@@ -151,6 +151,8 @@ def test_impossible_settings_are_told_at_once(run, tmp_path):
         "bundles", "token_id", "neuron", "threshold", "layers", "min_count", "top",
     ]  # fmt: skip
     assert [p.key for p in TraceConfig(run="a").problems()] == ["token"]
+    assert [p.key for p in TraceConfig(run="a", neuron="2:4", layers=[1]).problems()] == ["layers"]
+    assert list(TraceConfig(run="a", neuron="4", layers=[1]).problems()) == []
     with pytest.raises(ConfigError, match=r"8 is not below the width of 8") as told:
         trace(run, neuron="9:8")
     assert "layer 9 is not in" in str(told.value)
