@@ -17,7 +17,7 @@ npm_package() {
 }
 debian_package() {
     [ -d "$raw/$1" ] && return
-    (cd "$raw" && apt-get download -q "$1" 2>/dev/null)
+    (cd "$raw" && apt-get download -q "$1")
     dpkg-deb -x "$raw/$1"_*.deb "$raw/$1.part" && mv "$raw/$1.part" "$raw/$1"
 }
 
