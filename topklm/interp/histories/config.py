@@ -65,7 +65,7 @@ class TraceConfig(_Bundles):
             yield Problem("token_id", "and token are both given; leave out one of them")
         if self.neuron is not None and not all(part.strip().isdecimal() for part in self.neuron.split(":", 1)):
             yield Problem("neuron", f"{self.neuron!r} is not INDEX or LAYER:INDEX, such as 894 or 21:894")
-        if self.neuron is not None and ":" in self.neuron and self.layers is not None:
+        if self.neuron is not None and ":" in self.neuron and self.layers:
             yield Problem("layers", f"and the layer of neuron {self.neuron} are both given; leave out one of them")
         if self.threshold <= 0:
             yield Problem("threshold", f"{self.threshold} is not above 0")
