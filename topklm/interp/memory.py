@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from topklm.bundles import Meta
 from topklm.interp.layer_plan import LayerPlan, layer_bytes
 from topklm.interp.windows import WindowPlan
 from topklm.ranks import Ranks
+from topklm.sparsity.registry import activation_class
 
 
 def available_bytes(device: torch.device) -> int:
@@ -67,14 +69,22 @@ def disk_bytes(meta: Meta, windows: WindowPlan, plans: Sequence[LayerPlan], n_ty
     for layer in map(int, meta.layers):
         plan, dim = plans[layer], meta.model.dim
         rest = layer_bytes(plan, dim, 0, meta.settings)
-        # A part has no more types than tokens, and a TopK layer no more entries than k for each of its tokens.
+        # A part has no more types than tokens, and a TopK layer no more entries than it keeps of each token.
         for n_tokens in (*sizes, meta.n_tokens):
             table = min(n_types, n_tokens) * dim * 8
             if plan.kind == "topk":
-                k = plan.cut.k if plan.cut is not None else int((meta.model.topk or {}).get("k") or dim)
-                table = min(table, n_tokens * k * 12)
+                table = min(table, n_tokens * most_kept(plan, meta.model.topk or {}, dim) * 12)
             total += plan.n_tables(meta.settings) * table + rest
     return total
+
+
+def most_kept(plan: LayerPlan, topk: dict[str, Any], dim: int) -> int:
+    """Entries of one token that are not 0, at most: D where k is a mean, is counted per group, or does nothing."""
+    if plan.cut is not None:
+        return plan.cut.k
+    cls = activation_class(topk.get("activation") or "topk")
+    counts = cls.exact and cls.uses_k and not (topk.get("options") or {}).get("groups")
+    return max(topk.get("k_per_layer") or [int(topk.get("k") or dim)]) if counts else dim
 
 
 def _n(n: int, what: str) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 from topklm.interp.interventions import Intervention, intervene
 from topklm.interp.layer_plan import plan_layers
-from topklm.interp.reading import Entries, read_layer
+from topklm.interp.memory import most_kept
+from topklm.interp.reading import Entries, ReadTopK, read_layer
 from topklm.interp.selections import selected_masks
 from topklm.interp.tap import tap
 from topklm.model import ModelConfig, build_model
@@ -77,6 +80,18 @@ def test_what_is_read_is_what_the_block_does(name: str, alpha: float) -> None:
     assert [plan.kind for plan in plans] == (["topk"] * 2 if not alpha and name != "identity" else ["dense"] * 2) + [
         "dense"
     ]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_token_has_more_entries_than_the_disk_is_reckoned_for(name: str) -> None:
+    """batchtopk, jumprelu, stat_topk and relu keep more than k of some tokens, grouptopk k of each group."""
+    topk = TopKConfig(**{"k": 5, "n_dense_tail": 1, "activation": name, **CASES[name]})
+    plans = plan_layers(3, topk, 0.0, "post", None)
+    found = seen(build(name))
+    for layer in range(2):
+        most = int((found[layer][0] != 0).sum(-1).max())
+        assert most <= most_kept(plans[layer], dataclasses.asdict(topk.resolve(100)), 24) <= 24
+    assert most_kept(plan_layers(3, None, None, "post", ReadTopK(k=2))[0], {}, 24) == 2
 
 
 @pytest.mark.parametrize("name", CASES)
