@@ -77,10 +77,15 @@ def provenance(config: AblateConfig, plan: Plan, measured: Measured, loaded: Loa
     meta = plan.bundle.meta
     parts = ", ".join(f"{part.source}/{part.split} {part.fingerprint[:12]}" for part in meta.corpus.parts)
     alpha = "dense model" if loaded.alpha is None else f"alpha {loaded.alpha:g}"
+    forced = ""
+    if meta.model.sha256 != loaded.sha256:
+        forced += f", OF ANOTHER CHECKPOINT ({(meta.model.sha256 or 'no hash')[:12]})"
+    if meta.model.alpha != loaded.alpha:
+        forced += f", AT ANOTHER ALPHA ({meta.model.alpha:g})" if meta.model.alpha is not None else ", OF A DENSE MODEL"
     return [
         f"model: {meta.model.run}, {loaded.path}, step {loaded.step}, {(loaded.sha256 or 'no hash')[:12]}, {alpha}, "
         f"{config.dtype}",
-        f"bundle: {plan.bundle.path}, {plan.bundle.sha256[:12]}, {plan.bundle.n_tokens:,} tokens of {parts}",
+        f"bundle: {plan.bundle.path}, {plan.bundle.sha256[:12]}, {plan.bundle.n_tokens:,} tokens of {parts}{forced}",
         f"overall: {measured.attribution.n_tokens:,} predicted tokens in {len(plan.windows):,} windows of "
         f"{plan.corpus.context}, loss {measured.loss:.4f} nats; intervals: {config.level:.0%}, {config.bootstrap:,} "
         f"draws of windows, seed {config.seed}; controls: {config.controls} of the same layer within a factor "

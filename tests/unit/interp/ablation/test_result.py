@@ -1,12 +1,25 @@
 """From measurements to a result that the report can show."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
 from topklm.interp.ablation import ablation_result, make_plan, measure
+from topklm.interp.ablation.result import provenance
 from topklm.report.result import read_results, write_result
+
+
+def test_a_bundle_that_was_taken_by_force_is_told_in_the_provenance(config, loaded):
+    settings = config(variants=["zero"])
+    plan = make_plan(settings)
+    measured = measure(settings, plan, *loaded)
+    assert not any("ANOTHER" in line for line in provenance(settings, plan, measured, loaded[1]))
+    other = dataclasses.replace(loaded[1], sha256="f" * 64, alpha=0.5)
+    _, bundle, _ = provenance(settings, plan, measured, other)
+    assert "OF ANOTHER CHECKPOINT" in bundle
+    assert "AT ANOTHER ALPHA (0)" in bundle
 
 
 def test_one_window_has_no_interval(config, loaded, tmp_path):
