@@ -109,8 +109,8 @@ class Activation:
         return self.selected(x)
 
     def active(self, x: Tensor) -> Tensor:
-        """bool [..., D]: selected and > 0, what L0 and dead neurons count."""
-        return self.selected(x) & (x > 0)
+        """bool [..., D]: selected now and > 0, what L0 and dead neurons count."""
+        return self.selected_now(x) & (x > 0)
 
     def margin(self, x: Tensor) -> Tensor:
         """[...]: how far the least selected value is above the largest other one; NaN where that means nothing."""

@@ -145,9 +145,15 @@ def test_k_falls_from_all_entries(name: str) -> None:
         kept = (cfg.k + round(alpha * (first - cfg.k))) * groups
         assert ((out != 0).sum(-1) == kept).all()
         assert torch.equal(activation.selected_now(x), out != 0)
+        assert torch.equal(activation.active(x), (out != 0) & ((x > 0) | (name == "abstopk")))  # what health counts
         assert torch.equal(activation.selected(x).sum(-1), torch.full((5,), cfg.k * groups))
     activation.at(1.0)
     assert torch.equal(activation(x, torch.tensor(1.0)), x)
+    if name == "topk":
+        assert activation.margin(x).isnan().all()  # nothing is left out
+        activation.at(0.5)
+        ordered = x.sort(descending=True).values
+        assert torch.equal(activation.margin(x), ordered[:, 18] - ordered[:, 19])
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in ("jumprelu", "identity")])

@@ -31,7 +31,7 @@ class AbsTopK(Counted):
         return x.abs()
 
     def active(self, x: Tensor) -> Tensor:
-        return self.selected(x) & (x != 0)
+        return self.selected_now(x) & (x != 0)
 
     @classmethod
     def signed(cls, cfg: TopKConfig) -> bool:

@@ -44,8 +44,9 @@ class TopKActivation(Counted):
         return torch.zeros_like(x, dtype=torch.bool).scatter(-1, index, True)
 
     def margin(self, x: Tensor) -> Tensor:
-        check_k(x, self.k)
-        if self.k == x.shape[-1]:
+        k = int(self.k_now) if self.shrinks else self.k  # on the CPU
+        check_k(x, k)
+        if k == x.shape[-1]:
             return torch.full_like(x[..., 0], torch.nan)
-        values = torch.topk(x.detach(), self.k + 1, dim=-1).values.to(torch.promote_types(x.dtype, torch.float32))
+        values = torch.topk(x.detach(), k + 1, dim=-1).values.to(torch.promote_types(x.dtype, torch.float32))
         return values[..., -2] - values[..., -1]
