@@ -9,6 +9,7 @@ from typing import Any
 from topklm.export.parity import Parity, PrecisionParity
 from topklm.export.source import Source
 from topklm.export.tables import parity_rows
+from topklm.sparsity.registry import activation_class
 
 _PAPER = "https://arxiv.org/abs/2506.21468"
 
@@ -123,7 +124,9 @@ def _configuration(source: Source) -> Iterator[str]:
     ]
     if topk is not None and source.is_sparse:
         rows += [
-            ("activation", topk.activation), ("k", topk.k_per_layer or topk.k), ("dense tail", topk.n_dense_tail),
+            ("activation", topk.activation),
+            *([("k", topk.k_per_layer or topk.k)] if activation_class(topk.activation).uses_k else []),
+            ("dense tail", topk.n_dense_tail),
             *([("options", topk.options)] if topk.options else []),
             ("alpha", f"{source.config.alpha:g}"), ("annealing", f"{topk.anneal_form}, {topk.anneal_steps} steps"),
         ]  # fmt: skip

@@ -73,8 +73,8 @@ def _unknown_to_lingua(source: Source) -> list[Problem]:
         found.append(
             Problem(
                 "to",
-                f"the activations have {len(state)} tensors of their own (thresholds, scales, norms), for which Lingua's checkpoints "
-                "have no place; take to=hf or to=consolidated",
+                f"the activations have {len(state)} tensors of their own (thresholds, scales, norms), for which "
+                "Lingua's checkpoints have no place; take to=hf or to=consolidated",
             )
         )
     return found

@@ -54,6 +54,8 @@ def test_transformers_computes_the_same(name: str, tmp_path) -> None:
         expected = source.model(TOKENS)
     parity = export_huggingface(source, tmp_path / "out", parity=FEW)  # in fp64 nothing is selected otherwise
     assert not parity.problems
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert ("\n| k | " in card) == (name not in ("relu", "identity"))
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True)
     assert ((loaded(TOKENS).logits - expected).abs().amax(-1) < 1e-3).double().mean() > 0.8
     again, _, back = load_model(tmp_path / "out")
