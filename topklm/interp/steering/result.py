@@ -78,6 +78,8 @@ def provenance(config: SteerConfig, plan: Plan, loaded: LoadedConfig) -> list[st
         lines.append(f"bundle: {bundle.path}, {bundle.n_tokens:,} tokens, sha256 {_short(bundle.sha256)}")
         if bundle.meta.model.sha256 != loaded.sha256:
             lines[-1] += f", OF ANOTHER CHECKPOINT ({_short(bundle.meta.model.sha256)})"
+        if bundle.meta.model.alpha != loaded.alpha:
+            lines[-1] += f", AT ANOTHER ALPHA ({bundle.meta.model.alpha})"
     lines.append(
         f"texts: “{config.prompt}”, {config.n_samples} of at most {config.max_tokens} tokens, temperature "
         f"{config.temperature:g}, top-k {config.top_k}, top-p {config.top_p}, seed {config.seed}; offsets are added to "

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from topklm.errors import CheckpointError, ConfigError
 from topklm.interp.neurons import Neuron
 from topklm.interp.steering.config import DoseConfig, SteerConfig
 from topklm.interp.steering.plan import make_plan, with_scales
+from topklm.interp.steering.result import provenance
 from topklm.interp.steering.scale import Scale
 
 ROOT = Path(__file__).parents[4]
@@ -167,6 +169,17 @@ def test_shipped_configurations_load():
         assert dose.n_samples >= 32
         assert dose.controls >= 19
         assert json.dumps(dataclasses.asdict(dose))
+
+
+def test_a_bundle_that_was_taken_by_force_is_told_in_the_provenance(place):
+    config = config_of(place, SteerConfig)
+    plan = make_plan(config)
+    source = plan.bundle.meta.model
+    own = SimpleNamespace(path=source.path, step=source.step, sha256=source.sha256, alpha=source.alpha)
+    assert "ANOTHER" not in provenance(config, plan, own)[1]
+    own.alpha, own.sha256 = 0.5, "f" * 64
+    assert "OF ANOTHER CHECKPOINT" in provenance(config, plan, own)[1]
+    assert "AT ANOTHER ALPHA (0" in provenance(config, plan, own)[1]
 
 
 def test_texts_do_not_need_a_set(place):
