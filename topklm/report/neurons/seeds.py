@@ -92,7 +92,8 @@ def seed_statements(found: Sequence[OverSeeds]) -> list[str]:
     statements = []
     for each in (one for one in found if one.gap == "corrected"):
         low, high = each.interval
-        verdict = "inconclusive" if low <= 0 <= high else "more selective" if high < 0 else "less selective"
+        told = (high < 0 or low > 0) and abs(each.mean) >= each.detectable
+        verdict = "inconclusive" if not told else "more selective" if high < 0 else "less selective"
         limit = next((one for one in found if one.model == each.model and one.gap == "limit"), None)
         text = (
             f"Over {len(each.values)} seeds ({each.model}), read alike: {verdict}; the mean token entropy of the TopK "

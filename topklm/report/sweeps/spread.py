@@ -56,6 +56,15 @@ class RatioSpread:
         return math.exp((t_quantile(0.975, freedom) + t_quantile(0.8, freedom)) * self._stderr)
 
     @property
+    def differs(self) -> bool:
+        """Whether the ratio is another than 1 by what these seeds can tell: its interval excludes 1, and it is beyond
+        `detectable`. Otherwise the word is inconclusive."""
+        if self.interval is None or self.detectable is None:
+            return False
+        low, high = self.interval
+        return (low > 1 or high < 1) and abs(statistics.fmean(self._logs)) >= math.log(self.detectable)
+
+    @property
     def _logs(self) -> Sequence[float]:
         return [math.log(value) for value in self.values]
 

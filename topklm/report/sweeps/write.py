@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from topklm.report.result import Drawing, Result, write_result
+from topklm.report.sweeps.between import between_table
 from topklm.report.sweeps.figures import against_swept
 from topklm.report.sweeps.groups import Group, group
 from topklm.report.sweeps.latex import latex_table
@@ -74,7 +75,11 @@ def sweep_result(
         title=title,
         statements=[*statements(found, groups), *found.notes],
         provenance=lines,
-        tables={"summary": summary_table(groups, found, swept), "states": states_table(found, swept)},
+        tables={
+            "summary": summary_table(groups, found, swept),
+            **({"between": table} if (table := between_table(groups, found)).rows else {}),
+            "states": states_table(found, swept),
+        },
         drawings=drawings,
         data={"runs": [_plain(row) for row in found.rows], "swept": list(swept)},
     )
@@ -98,8 +103,7 @@ def _ratio_sentence(one: Group, key: str) -> str:
     if spread.interval is None or spread.detectable is None:
         return f"{said} (one seed, so nothing is known of the spread)."
     low, high = spread.interval
-    differs = low > 1 or high < 1
-    verdict = "" if differs else ", so inconclusive"
+    verdict = "" if spread.differs else ", so inconclusive"
     return (
         f"{said} ({ratios.n} seeds, 95 % interval {low:.3f} to {high:.3f}{verdict}; with this spread a ratio from "
         f"{spread.detectable:.3f} on would be told from 1)."
