@@ -172,7 +172,7 @@ def test_shipped_configurations_load():
 
 
 def test_a_bundle_that_was_taken_by_force_is_told_in_the_provenance(place):
-    config = config_of(place, SteerConfig)
+    config = config_of(place, SteerConfig, offsets=[3])
     plan = make_plan(config)
     source = plan.bundle.meta.model
     own = SimpleNamespace(path=source.path, step=source.step, sha256=source.sha256, alpha=source.alpha)
