@@ -49,8 +49,11 @@ def test_resumed_is_never_interrupted_and_statistics_are_of_the_same_model(tiny,
     assert all(torch.equal(model.state_dict()[key], tensor) for key, tensor in weights.items())
     assert (config.alpha, config.topk.activation) == (0.0, name)
     if name == "batchtopk":
-        assert (after["layers.0.measured"], after["layers.0.threshold"]) == (12, pytest.approx(0.0, abs=9))
+        assert after["layers.0.measured"] == 12
+        assert after["layers.0.threshold"] != 0  # what it starts with
     if name == "jumprelu":
+        assert after["layers.0.measured"] == 12
+        assert after["layers.0.scale"] != 1
         assert metrics(tmp_path / "run", "loss/l0")[12] < metrics(tmp_path / "run", "loss/l0")[1]
     if name == "normtopk":
         return
