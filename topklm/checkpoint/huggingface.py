@@ -155,7 +155,10 @@ def _weight_files(path: Path) -> list[Path]:
         parts = _read_json(file).get("weight_map")
         if not isinstance(parts, dict) or not parts:
             raise CheckpointError(f"{file} has no weight_map; download or export the model again")
-        files = [path / part for part in sorted(set(map(str, parts.values())))]
+        names = sorted(set(map(str, parts.values())))
+        if outside := [part for part in names if part != Path(part).name]:  # it came from elsewhere
+            raise CheckpointError(f"{file} names a file outside of its directory, {outside[0]!r}; it is not read")
+        files = [path / part for part in names]
         missing = [part.name for part in files if not part.is_file()]
         if missing:
             raise CheckpointError(

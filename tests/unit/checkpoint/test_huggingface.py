@@ -161,6 +161,16 @@ def test_missing_and_damaged_files_are_named(hf, saved, tmp_path):
         load_model(tmp_path / "parts")
 
 
+@pytest.mark.parametrize("part", ["../secret.safetensors", "{root}/secret.safetensors", "a/../../secret.safetensors"])
+def test_an_index_does_not_lead_out_of_its_directory(saved, tmp_path, part):
+    whole = saved / "model.safetensors"
+    whole.rename(saved.parent / "secret.safetensors")
+    index = {"weight_map": {"model.norm.weight": part.format(root=saved.parent)}}
+    (saved / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="names a file outside"):
+        load_model(saved)
+
+
 def test_gguf_files_are_found_and_the_package_is_told(tmp_path, monkeypatch):
     (tmp_path / "a.gguf").write_bytes(b"GGUF")
     assert resolve(tmp_path) == resolve(tmp_path / "a.gguf") == tmp_path / "a.gguf"
