@@ -4,7 +4,7 @@ import json
 import re
 import threading
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
@@ -45,11 +45,12 @@ def _handler(endpoint):
                 answer = {"choices": [{"message": {"content": endpoint.answer(json.loads(body))}}],
                           "usage": {"prompt_tokens": 10, "completion_tokens": 2}}  # fmt: skip
                 status, headers, text = 200, {}, json.dumps(answer)
-            self.send_response(status)
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(text.encode())
+            with suppress(ConnectionError):  # a client that has waited long enough is gone
+                self.send_response(status)
+                for name, value in headers.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(text.encode())
 
         def log_message(self, *args):
             pass
