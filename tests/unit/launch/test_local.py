@@ -73,6 +73,7 @@ def test_a_failing_run_is_survived_told_and_tried_again(make_sweep, caplog):
 
 
 def test_a_signal_is_passed_on_the_runs_save_and_the_next_start_goes_on(make_sweep):
+    before = signal.getsignal(signal.SIGINT)
     config = make_sweep(**rates(75, 1))
     interrupt(Path(config.dump_dir) / "lr75.0" / "ready", signal.SIGINT)
     assert run_sweep(config) == EXIT_PREEMPTED
@@ -80,7 +81,7 @@ def test_a_signal_is_passed_on_the_runs_save_and_the_next_start_goes_on(make_swe
     assert (starts(config, "lr75.0"), starts(config, "lr1.0")) == (1, 0)
     assert run_sweep(config) == 0
     assert (starts(config, "lr75.0"), starts(config, "lr1.0")) == (2, 1)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_second_signal_kills(make_sweep, caplog):
