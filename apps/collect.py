@@ -21,7 +21,7 @@ def main(config: CollectConfig) -> None:
     from rich.console import Console
 
     from topklm.bundles import open_bundle
-    from topklm.interp.summary import summary_table
+    from topklm.interp.statistics.summary import summary_table
 
     with job(config.device, config.timeout_minutes) as ranks:
         paths = collect(config, ranks)

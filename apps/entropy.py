@@ -26,8 +26,8 @@ def main(config: EntropyConfig) -> None:
     from rich.console import Console
 
     from topklm.bundles import incomparable
-    from topklm.interp.entropy_files import directory_of, measure_and_write, open_bundles, open_embedding
-    from topklm.interp.entropy_table import convergence_table, layers_table
+    from topklm.interp.entropy.files import directory_of, measure_and_write, open_bundles, open_embedding
+    from topklm.interp.entropy.table import convergence_table, layers_table
     from topklm.interp.progress import PassProgress
 
     bundles = open_bundles(config)

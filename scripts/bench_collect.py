@@ -19,10 +19,10 @@ import numpy as np
 import torch
 
 from topklm.bundles import Settings
-from topklm.interp.layer_pass import LayerPass
-from topklm.interp.layer_plan import layer_bytes, plan_layers
-from topklm.interp.reading import ReadTopK
-from topklm.interp.tap import tap
+from topklm.interp.statistics.layer_pass import LayerPass
+from topklm.interp.statistics.layer_plan import layer_bytes, plan_layers
+from topklm.interp.statistics.reading import ReadTopK
+from topklm.interp.statistics.tap import tap
 from topklm.model import ModelConfig, Transformer, build_model
 from topklm.sparsity import TopKConfig, set_alpha
 

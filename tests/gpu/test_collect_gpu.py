@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from tests.unit.bundles.reference import SETTINGS, assert_equal
-from topklm.interp.accumulate import LayerAccumulator
-from topklm.interp.reading import ReadTopK, read_layer
-from topklm.interp.token_batch import TokenBatch
+from topklm.interp.statistics.accumulate import LayerAccumulator
+from topklm.interp.statistics.reading import ReadTopK, read_layer
+from topklm.interp.statistics.token_batch import TokenBatch
 from topklm.sparsity import TopKConfig
 from topklm.sparsity.registry import build_activation
 

@@ -1,12 +1,12 @@
 """Reading the neurons of a model: the pass that collects statistics, and what is computed from its bundles."""
 
-from topklm.interp.collect_config import CollectConfig
-from topklm.interp.collection import collect
-from topklm.interp.entropy_config import EntropyConfig
-from topklm.interp.reading import ReadTopK
-from topklm.interp.selections import Differences, differences, selected_masks
-from topklm.interp.semantic_entropy import semantic_entropy
-from topklm.interp.token_entropy import token_entropy
+from topklm.interp.entropy.config import EntropyConfig
+from topklm.interp.entropy.semantic_entropy import semantic_entropy
+from topklm.interp.entropy.token_entropy import token_entropy
+from topklm.interp.statistics.collect_config import CollectConfig
+from topklm.interp.statistics.collection import collect
+from topklm.interp.statistics.reading import ReadTopK
+from topklm.interp.statistics.selections import Differences, differences, selected_masks
 
 __all__ = [
     "CollectConfig",

@@ -14,7 +14,7 @@ import numpy as np
 
 from topklm.bundles import Bundle, LayerView
 from topklm.errors import DataError
-from topklm.interp.layer_means import LayerMeans
+from topklm.interp.entropy.layer_means import LayerMeans
 
 Centre = Literal["token", "both", "scaled", "none"]
 """token: from each type its mean over the neurons is taken away, so that what all neurons do on a type (a frequent one,

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from topklm.interp.interventions import Intervention, intervene
-from topklm.interp.layer_plan import plan_layers
-from topklm.interp.memory import most_kept
-from topklm.interp.reading import Entries, ReadTopK, read_layer
-from topklm.interp.selections import selected_masks
-from topklm.interp.tap import tap
+from topklm.interp.statistics.layer_plan import plan_layers
+from topklm.interp.statistics.memory import most_kept
+from topklm.interp.statistics.reading import Entries, ReadTopK, read_layer
+from topklm.interp.statistics.selections import selected_masks
+from topklm.interp.statistics.tap import tap
 from topklm.model import ModelConfig, build_model
 from topklm.sparsity import TopKConfig, activation_tensors, set_alpha
 

@@ -10,7 +10,7 @@ from topklm.bundles.labels import append_labels
 from topklm.errors import ConfigError
 from topklm.interp import EntropyConfig
 from topklm.interp.candidates import find_candidates, lifts
-from topklm.interp.entropy_files import measure_and_write
+from topklm.interp.entropy.files import measure_and_write
 from topklm.interp.labels import CandidatesConfig
 from topklm.interp.labels.word_labels import make_label
 from topklm.report.neurons import read_measured

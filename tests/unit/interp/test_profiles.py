@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tests.unit.interp.planted import plant
 from topklm.errors import DataError
 from topklm.interp import profiles as module
-from topklm.interp.layer_means import LayerMeans
+from topklm.interp.entropy.layer_means import LayerMeans
 from topklm.interp.profiles import _finish, shared_types, similarity, token_profiles
 
 COUNTS = np.array([0, 40, 20, 4, 60, 28, 8])

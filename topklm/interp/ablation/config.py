@@ -8,8 +8,8 @@ from typing import Literal
 
 from topklm.config import Verbatim
 from topklm.errors import Problem
-from topklm.interp.collect_config import token_count
 from topklm.interp.neurons import Neuron, parse_neurons
+from topklm.interp.statistics.collect_config import token_count
 
 Variant = Literal["zero", "refill", "mean"]
 VARIANTS: tuple[Variant, ...] = ("zero", "refill", "mean")

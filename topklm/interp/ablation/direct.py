@@ -18,7 +18,7 @@ from torch import Tensor
 
 from topklm.interp.ablation.losses import Reader
 from topklm.interp.neurons import Neuron
-from topklm.interp.tap import tap
+from topklm.interp.statistics.tap import tap
 
 
 @dataclass(frozen=True, kw_only=True)

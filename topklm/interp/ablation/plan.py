@@ -14,9 +14,9 @@ from topklm.bundles.sketch import EMPTY
 from topklm.checkpoint.load import content_hash, read_description, resolve
 from topklm.errors import ConfigError, DataError, Problem
 from topklm.interp.ablation.config import AblateConfig, Variant
-from topklm.interp.collect_config import token_count
 from topklm.interp.labels.corpus import BundleCorpus, open_corpus
 from topklm.interp.neurons import Neuron, parse_neurons, result_neurons
+from topklm.interp.statistics.collect_config import token_count
 from topklm.interp.steering.controls import draw_controls
 from topklm.sparsity.registry import activation_class
 

@@ -21,7 +21,7 @@ import numpy as np
 from topklm.bundles import Bundle, LayerView
 from topklm.config import build
 from topklm.errors import CheckpointError, ConfigError, DataError, Problem
-from topklm.interp.layer_means import LayerMeans
+from topklm.interp.entropy.layer_means import LayerMeans
 from topklm.interp.profiles import Centre, token_profiles
 from topklm.optional import require
 

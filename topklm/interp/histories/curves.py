@@ -9,10 +9,10 @@ import numpy as np
 
 from topklm.bundles import Bundle
 from topklm.errors import ConfigError, Problem
+from topklm.interp.entropy.layer_means import LayerMeans
 from topklm.interp.histories.config import MatchConfig
 from topklm.interp.histories.identity import Match, match_profiles, rate_of
 from topklm.interp.histories.series import Opened, Series, missing_checkpoints, open_series
-from topklm.interp.layer_means import LayerMeans
 from topklm.interp.profiles import Profiles, shared_types, token_profiles
 from topklm.interp.progress import PassProgress
 from topklm.report.result import Drawing, Result

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from topklm.bundles import Bundle
 from topklm.errors import CheckpointError
-from topklm.interp.collect_config import CollectConfig
 from topklm.interp.labels.corpus import BundleCorpus
-from topklm.interp.layer_plan import plan_layers
-from topklm.interp.reading import ReadTopK, read_layer
-from topklm.interp.subject import Subject, load_subject
-from topklm.interp.tap import tap
+from topklm.interp.statistics.collect_config import CollectConfig
+from topklm.interp.statistics.layer_plan import plan_layers
+from topklm.interp.statistics.reading import ReadTopK, read_layer
+from topklm.interp.statistics.subject import Subject, load_subject
+from topklm.interp.statistics.tap import tap
 
 _BATCH_TOKENS = 2048
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from topklm.interp.coherence import false_discovery
+from topklm.interp.entropy.coherence import false_discovery
 from topklm.interp.labels.wordnet import CLASSES
 from topklm.optional import require
 

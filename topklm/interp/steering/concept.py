@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from topklm.bundles import Bundle
-from topklm.interp.layer_means import LayerMeans
+from topklm.interp.entropy.layer_means import LayerMeans
+from topklm.interp.entropy.response import responses, thresholds
 from topklm.interp.neurons import Neuron
-from topklm.interp.response import responses, thresholds
 from topklm.model import Transformer
 
 

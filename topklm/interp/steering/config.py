@@ -9,8 +9,8 @@ from typing import Literal
 from topklm.config import Verbatim
 from topklm.errors import Problem
 from topklm.generate import SamplingConfig
-from topklm.interp.collect_config import token_count
 from topklm.interp.neurons import Neuron, parse_neurons, result_neurons
+from topklm.interp.statistics.collect_config import token_count
 from topklm.interp.steering.concept import ConceptSettings
 from topklm.interp.steering.offsets import Offset, parse_offsets
 

@@ -1,7 +1,7 @@
 """The unit of relative offsets: a high percentile of a neuron's activation over tokens.
 
-P_q of n values is their ceil(q n / 100)-th smallest (as in `topklm.interp.response`), over all tokens, the zeros of a
-TopK layer among them. A bundle has it exactly where it lies among the neuron's top contexts; elsewhere it has the
+P_q of n values is their ceil(q n / 100)-th smallest (as in `topklm.interp.entropy.response`), over all tokens, the
+zeros of a TopK layer among them. A bundle has it exactly where it lies among the neuron's top contexts; elsewhere it has the
 power of two that it lies in, exactly, from counts, and what stands here is interpolated in it.
 """
 
@@ -20,7 +20,7 @@ from topklm.bundles import LayerStats
 from topklm.bundles.exponent import N_CODES, bounds
 from topklm.bundles.sketch import EMPTY
 from topklm.interp.neurons import Neuron
-from topklm.interp.tap import tap
+from topklm.interp.statistics.tap import tap
 from topklm.model import Transformer
 
 ASCENDING = np.concatenate((np.arange(N_CODES - 1, N_CODES // 2 - 1, -1), np.arange(N_CODES // 2)))

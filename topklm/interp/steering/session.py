@@ -14,15 +14,15 @@ from torch import Tensor
 
 from topklm.checkpoint.load import LoadedConfig
 from topklm.errors import ConfigError, DataError, Problem
-from topklm.interp.collect_config import token_count
 from topklm.interp.progress import PassProgress
+from topklm.interp.statistics.collect_config import token_count
+from topklm.interp.statistics.windows import WindowPlan, plan_windows
 from topklm.interp.steering.config import DoseConfig, SteerConfig
 from topklm.interp.steering.dose import cells, write_cells
 from topklm.interp.steering.plan import Plan, with_scales, with_written
 from topklm.interp.steering.samples import SampleStore
 from topklm.interp.steering.scale import measured_scales
 from topklm.interp.steering.texts import Writer
-from topklm.interp.windows import WindowPlan, plan_windows
 from topklm.model import Transformer
 
 log = logging.getLogger("topklm.interp")

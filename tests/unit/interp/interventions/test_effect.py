@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.unit.interp.interventions import reference
 from tests.unit.interp.interventions.models import CONFIG, SPARSE, D, K, tiny, tokens, weights_of
 from topklm.interp.interventions import Intervention, intervene
-from topklm.interp.tap import tap
+from topklm.interp.statistics.tap import tap
 from topklm.sparsity import TopKConfig
 
 LENGTH = 7

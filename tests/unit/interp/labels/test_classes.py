@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from topklm.interp.coherence import false_discovery
+from topklm.interp.entropy.coherence import false_discovery
 from topklm.interp.labels.classes import LEAST_WORDS, PART, nearest_classes, shuffled_shares, top_words
 from topklm.interp.labels.wordnet import CLASSES
 

@@ -16,15 +16,15 @@ import topklm
 from topklm.bundles import Made, Meta, Reading
 from topklm.bundles.merge import windows_hash
 from topklm.errors import ConfigError, Problem
-from topklm.interp.collect_config import CollectConfig, token_count
-from topklm.interp.collect_files import Workplace
-from topklm.interp.layer_pass import LayerPass, Piece
-from topklm.interp.layer_plan import LayerPlan, group_layers, plan_layers
-from topklm.interp.memory import available_bytes, plan_lines
 from topklm.interp.progress import PassProgress
-from topklm.interp.selections import differences, selected_masks
-from topklm.interp.subject import Subject, bundle_path, checkpoints_of, load_subject
-from topklm.interp.windows import PlannedPart, WindowPlan, plan_windows
+from topklm.interp.statistics.collect_config import CollectConfig, token_count
+from topklm.interp.statistics.collect_files import Workplace
+from topklm.interp.statistics.layer_pass import LayerPass, Piece
+from topklm.interp.statistics.layer_plan import LayerPlan, group_layers, plan_layers
+from topklm.interp.statistics.memory import available_bytes, plan_lines
+from topklm.interp.statistics.selections import differences, selected_masks
+from topklm.interp.statistics.subject import Subject, bundle_path, checkpoints_of, load_subject
+from topklm.interp.statistics.windows import PlannedPart, WindowPlan, plan_windows
 from topklm.model import Transformer
 from topklm.ranks import Ranks
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from topklm.interp.tap import tap
+from topklm.interp.statistics.tap import tap
 from topklm.model import Transformer
 from topklm.sparsity.activation import Activation
 from topklm.sparsity.patch import STATE

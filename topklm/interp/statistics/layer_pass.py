@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from topklm.bundles import Bundle, LayerStats, Settings
-from topklm.interp.accumulate import LayerAccumulator
-from topklm.interp.layer_plan import LayerPlan
-from topklm.interp.reading import read_layer
-from topklm.interp.tap import tap
-from topklm.interp.token_batch import TokenBatch
+from topklm.interp.statistics.accumulate import LayerAccumulator
+from topklm.interp.statistics.layer_plan import LayerPlan
+from topklm.interp.statistics.reading import read_layer
+from topklm.interp.statistics.tap import tap
+from topklm.interp.statistics.token_batch import TokenBatch
 from topklm.model import Transformer
 from topklm.sparsity.activation import Activation
 

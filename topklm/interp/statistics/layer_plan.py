@@ -9,7 +9,7 @@ from typing import Literal
 from topklm.bundles import Settings
 from topklm.bundles.exponent import N_CODES, STRATA
 from topklm.errors import ConfigError, Problem
-from topklm.interp.reading import ReadTopK
+from topklm.interp.statistics.reading import ReadTopK
 from topklm.sparsity import TopKConfig
 from topklm.sparsity.registry import activation_class
 

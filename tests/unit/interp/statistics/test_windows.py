@@ -12,9 +12,9 @@ from topklm.bundles import Settings
 from topklm.config import load_config
 from topklm.errors import ConfigError, DataError
 from topklm.interp import CollectConfig, ReadTopK
-from topklm.interp.collect_config import token_count
-from topklm.interp.layer_plan import group_layers, layer_bytes, plan_layers
-from topklm.interp.windows import plan_windows
+from topklm.interp.statistics.collect_config import token_count
+from topklm.interp.statistics.layer_plan import group_layers, layer_bytes, plan_layers
+from topklm.interp.statistics.windows import plan_windows
 from topklm.sparsity import TopKConfig
 
 
@@ -164,7 +164,7 @@ def test_groups_fit_and_hold_every_layer_once(tail, budget, positive):
 
 
 @pytest.mark.parametrize(
-    "path", sorted((Path(__file__).parents[3] / "configs" / "collect").glob("*.yaml")), ids=lambda path: path.name
+    "path", sorted((Path(__file__).parents[4] / "configs" / "collect").glob("*.yaml")), ids=lambda path: path.name
 )
 def test_shipped_configurations_load(path):
     assert token_count(load_config(CollectConfig, [f"config={path}", "ckpt=somewhere"]).tokens)

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from topklm.errors import ConfigError
 from topklm.interp import semantic_entropy
-from topklm.interp.coherence import Null, coherence, false_discovery
-from topklm.interp.response import responses, shared_threshold, thresholds
-from topklm.interp.semantic_entropy import unit, without
+from topklm.interp.entropy.coherence import Null, coherence, false_discovery
+from topklm.interp.entropy.response import responses, shared_threshold, thresholds
+from topklm.interp.entropy.semantic_entropy import unit, without
 
 
 def case(seed, types=24, width=5, dim=5):

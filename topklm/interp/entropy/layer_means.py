@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from topklm.bundles import Bundle
-from topklm.interp.token_entropy import Block
+from topklm.interp.entropy.token_entropy import Block
 
 COLUMN_BYTES = 2**30
 """Memory for the means of some neurons over all types, at which a layer is gone through in several passes."""

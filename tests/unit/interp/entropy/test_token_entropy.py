@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from topklm.errors import ConfigError
 from topklm.interp import token_entropy
-from topklm.interp.token_entropy import token_explained, token_figures
+from topklm.interp.entropy.token_entropy import token_explained, token_figures
 
 
 def brute_force(sums, counts, negative, min_count, positive=None):

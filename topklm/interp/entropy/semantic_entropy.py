@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from topklm.errors import ConfigError
-from topklm.interp.response import Over, responses, thresholds
+from topklm.interp.entropy.response import Over, responses, thresholds
 
 BinRange = Literal["fixed", "adaptive"]
 

@@ -17,8 +17,8 @@ import numpy as np
 
 from topklm.bundles import Bundle, open_bundle
 from topklm.errors import ConfigError, DataError, Problem
-from topklm.interp.entropy import Advance, Columns, convergence, measure
-from topklm.interp.entropy_config import EntropyConfig, EntropySettings
+from topklm.interp.entropy.config import EntropyConfig, EntropySettings
+from topklm.interp.entropy.measure import Advance, Columns, convergence, measure
 from topklm.optional import require
 
 log = logging.getLogger("topklm.interp")

@@ -16,8 +16,8 @@ from topklm.bundles.merge import windows_hash
 from topklm.data.tokenizers import ByteTokenizer
 from topklm.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from topklm.interp import CollectConfig, ReadTopK, collect
-from topklm.interp.accumulate import LayerAccumulator
-from topklm.interp.layer_pass import LayerPass
+from topklm.interp.statistics.accumulate import LayerAccumulator
+from topklm.interp.statistics.layer_pass import LayerPass
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from tests.unit.bundles.reference import SETTINGS, Tokens, assert_equal, brute
 from topklm.errors import NonFiniteError
-from topklm.interp.accumulate import LayerAccumulator
-from topklm.interp.reading import ReadTopK, flat_nonzero, read_layer
-from topklm.interp.token_batch import TokenBatch, hash32
+from topklm.interp.statistics.accumulate import LayerAccumulator
+from topklm.interp.statistics.reading import ReadTopK, flat_nonzero, read_layer
+from topklm.interp.statistics.token_batch import TokenBatch, hash32
 from topklm.sparsity import TopKConfig, topk
 from topklm.sparsity.annealing import annealed_topk
 from topklm.sparsity.registry import build_activation

@@ -9,7 +9,7 @@ from typing import Literal
 
 from topklm.bundles import Settings
 from topklm.errors import Problem
-from topklm.interp.reading import ReadTopK
+from topklm.interp.statistics.reading import ReadTopK
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from topklm.bundles import LayerStats
 from topklm.bundles.exponent import N_CODES
-from topklm.interp.reading import Selection, bin_codes, flat_nonzero
+from topklm.interp.statistics.reading import Selection, bin_codes, flat_nonzero
 
 FIELDS = ("near_misses", "l0_histogram", "margin_count", "margin_sum", "margin_least", "margin_histogram")
 

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from topklm.bundles import Bundle
-from topklm.interp.coherence import Null, coherence, false_discovery
-from topklm.interp.entropy_config import EntropySettings
-from topklm.interp.layer_means import LayerMeans
-from topklm.interp.response import Response, responses, shared_threshold, thresholds
-from topklm.interp.semantic_entropy import similarity_entropy, unit, without
-from topklm.interp.token_entropy import token_explained, token_figures
+from topklm.interp.entropy.coherence import Null, coherence, false_discovery
+from topklm.interp.entropy.config import EntropySettings
+from topklm.interp.entropy.layer_means import LayerMeans
+from topklm.interp.entropy.response import Response, responses, shared_threshold, thresholds
+from topklm.interp.entropy.semantic_entropy import similarity_entropy, unit, without
+from topklm.interp.entropy.token_entropy import token_explained, token_figures
 
 Columns = dict[str, np.ndarray]
 Advance = Callable[[int], None]

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from topklm.errors import Problem
-from topklm.interp.response import Over
-from topklm.interp.semantic_entropy import BinRange
-from topklm.interp.token_entropy import Negative
+from topklm.interp.entropy.response import Over
+from topklm.interp.entropy.semantic_entropy import BinRange
+from topklm.interp.entropy.token_entropy import Negative
 
 Scope = Literal["neuron", "layer", "all"]
 

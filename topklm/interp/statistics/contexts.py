@@ -10,8 +10,8 @@ from torch import Tensor
 
 from topklm.bundles import LayerStats, Sketch
 from topklm.bundles.exponent import N_CODES, NOT_FINITE, STRATA, STRATUM_LOW, stratum_of
-from topklm.interp.reading import Entries, bin_codes, flat_nonzero, split_flat
-from topklm.interp.token_batch import TokenBatch, hash32
+from topklm.interp.statistics.reading import Entries, bin_codes, flat_nonzero, split_flat
+from topklm.interp.statistics.token_batch import TokenBatch, hash32
 
 _LEAST_KEY, _MOST_KEY = torch.iinfo(torch.int32).min, torch.iinfo(torch.int32).max
 _LEAST_VALUE = float(np.nextafter(np.float32(0), np.float32(1)))

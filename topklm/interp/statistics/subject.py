@@ -13,7 +13,7 @@ from topklm.bundles import ModelSource
 from topklm.checkpoint import list_checkpoints, load_model
 from topklm.checkpoint.load import LoadedConfig, stored_tokenizers
 from topklm.errors import CheckpointError, ConfigError, DataError, Problem
-from topklm.interp.collect_config import CollectConfig
+from topklm.interp.statistics.collect_config import CollectConfig
 from topklm.model import Transformer, build_model
 from topklm.sparsity import alpha_at, set_alpha
 

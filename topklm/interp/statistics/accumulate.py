@@ -9,11 +9,11 @@ from torch import Tensor
 from topklm.bundles import LayerStats, Settings, TokenTable
 from topklm.bundles.exponent import N_CODES, NOT_FINITE
 from topklm.errors import NonFiniteError
-from topklm.interp.contexts import ContextAccumulator
-from topklm.interp.cuts import FIELDS as CUT_FIELDS
-from topklm.interp.cuts import CutAccumulator
-from topklm.interp.reading import Entries, LayerReading, bin_codes
-from topklm.interp.token_batch import TokenBatch
+from topklm.interp.statistics.contexts import ContextAccumulator
+from topklm.interp.statistics.cuts import FIELDS as CUT_FIELDS
+from topklm.interp.statistics.cuts import CutAccumulator
+from topklm.interp.statistics.reading import Entries, LayerReading, bin_codes
+from topklm.interp.statistics.token_batch import TokenBatch
 
 
 class LayerAccumulator:

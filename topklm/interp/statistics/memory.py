@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from topklm.bundles import Meta
-from topklm.interp.layer_plan import LayerPlan, layer_bytes
-from topklm.interp.windows import WindowPlan
+from topklm.interp.statistics.layer_plan import LayerPlan, layer_bytes
+from topklm.interp.statistics.windows import WindowPlan
 from topklm.ranks import Ranks
 from topklm.sparsity.registry import activation_class
 

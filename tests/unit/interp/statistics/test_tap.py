@@ -5,8 +5,8 @@ import torch
 
 from topklm.errors import ConfigError
 from topklm.interp import differences, selected_masks
-from topklm.interp.reading import ReadTopK, read_layer
-from topklm.interp.tap import tap
+from topklm.interp.statistics.reading import ReadTopK, read_layer
+from topklm.interp.statistics.tap import tap
 from topklm.model import ModelConfig, build_model
 from topklm.sparsity import TopKConfig, record_health, set_alpha, topk
 

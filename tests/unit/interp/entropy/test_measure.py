@@ -11,13 +11,14 @@ import pytest
 from tests.unit.interp.tiny import collected, write_checkpoint, write_data
 from topklm.bundles import incomparable, merge_bundles, open_bundle
 from topklm.errors import ConfigError, DataError
-from topklm.interp import EntropyConfig, layer_means, semantic_entropy, token_entropy
-from topklm.interp.coherence import coherence, false_discovery
-from topklm.interp.entropy import convergence, extrapolated, measure
-from topklm.interp.entropy_files import directory_of, measure_and_write, open_bundles, open_embedding
-from topklm.interp.entropy_table import convergence_table, layers_table
-from topklm.interp.response import responses
-from topklm.interp.semantic_entropy import unit
+from topklm.interp import EntropyConfig, semantic_entropy, token_entropy
+from topklm.interp.entropy import layer_means
+from topklm.interp.entropy.coherence import coherence, false_discovery
+from topklm.interp.entropy.files import directory_of, measure_and_write, open_bundles, open_embedding
+from topklm.interp.entropy.measure import convergence, extrapolated, measure
+from topklm.interp.entropy.response import responses
+from topklm.interp.entropy.semantic_entropy import unit
+from topklm.interp.entropy.table import convergence_table, layers_table
 
 FEW = {"min_count": 3, "draws": 50, "null_sets": 4}
 

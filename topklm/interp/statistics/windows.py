@@ -14,7 +14,7 @@ from topklm.bundles import Corpus, CorpusPart, PartMeta
 from topklm.data import TokenArray, read_manifest
 from topklm.data.shards import MANIFEST, SPLITS, Manifest, Split
 from topklm.errors import DataError
-from topklm.interp.token_batch import hash32
+from topklm.interp.statistics.token_batch import hash32
 
 PREPARE = "python -m apps.prepare config=FILE"
 _LEAST_SNAPSHOT = 8
