@@ -1,8 +1,8 @@
 """The unit of relative offsets: a high percentile of a neuron's activation over tokens.
 
 P_q of n values is their ceil(q n / 100)-th smallest (as in `topklm.interp.entropy.response`), over all tokens, the
-zeros of a TopK layer among them. A bundle has it exactly where it lies among the neuron's top contexts; elsewhere it has the
-power of two that it lies in, exactly, from counts, and what stands here is interpolated in it.
+zeros of a TopK layer among them. A bundle has it exactly where it lies among the neuron's top contexts; elsewhere it
+has the power of two that it lies in, exactly, from counts, and what stands here is interpolated in it.
 """
 
 from __future__ import annotations
