@@ -75,6 +75,7 @@ def find_candidates(config: CandidatesConfig, measured: Measured) -> Candidates:
         (f"fires on at least {config.min_fired:,} tokens", fired >= config.min_fired),
         (f"density {config.min_density:g} to {config.max_density:g}",
          (density >= config.min_density) & (density <= config.max_density)),
+        (f"responds to at least {config.min_types} token types", columns["response_tokens"] >= config.min_types),
         (f"coherent (q <= {config.fdr:g})", columns["coherence_q"] <= config.fdr),
     ]  # fmt: skip
     if config.min_lift > 0:

@@ -27,7 +27,8 @@ def measured(tmp_path_factory):
 
 
 def config(**more):
-    usual = {"bundle": "b", "fdr": 0.9, "min_density": 0.0, "max_density": 1.0, "min_fired": 1, "min_lift": 0.0}
+    usual = {"bundle": "b", "fdr": 0.9, "min_density": 0.0, "max_density": 1.0, "min_fired": 1,
+             "min_types": 2, "min_lift": 0.0}  # fmt: skip
     return CandidatesConfig(**(usual | more))
 
 
@@ -49,17 +50,18 @@ def test_the_lift_is_over_the_next_layers_base_rate(measured):
 
 def test_every_criterion_holds_and_none_that_holds_all_is_left_out(measured):
     columns = measured.columns
-    asked = config(min_fired=5, min_density=0.1, max_density=0.5, min_lift=1.05, fdr=0.95)
+    asked = config(min_fired=5, min_density=0.1, max_density=0.5, min_types=3, min_lift=1.05, fdr=0.95)
     found = find_candidates(asked, measured)
     lift = lifts(measured.bundle)
     density = columns["density"]
     holds = (
         (density * measured.bundle.n_tokens >= 4.5) & (density >= 0.1) & (density <= 0.5)
-        & (columns["coherence_q"] <= 0.95) & (lift >= 1.05)
+        & (columns["response_tokens"] >= 3) & (columns["coherence_q"] <= 0.95) & (lift >= 1.05)
     )  # fmt: skip
     expected = {f"{columns['layer'][i]}:{columns['neuron'][i]}" for i in np.flatnonzero(holds)}
     assert set(found.names) == expected
     assert len(expected) == found.found >= 2
+    assert found.found < find_candidates(dataclasses.replace(asked, min_types=2), measured).found
     coherence = [row["coherence"] for row in found.table.rows]
     assert coherence == sorted(coherence, reverse=True)
     assert [row["rank"] for row in found.table.rows] == list(range(1, found.found + 1))
@@ -98,6 +100,7 @@ def test_a_neuron_with_a_significant_class_shows_it(measured):
 
 
 def test_all_that_is_wrong_is_told():
-    wrong = CandidatesConfig(fdr=0, min_density=0.5, max_density=0.1, min_fired=0, min_lift=-1.0, n=0, layers=[])
+    wrong = CandidatesConfig(fdr=0, min_density=0.5, max_density=0.1, min_fired=0, min_types=1, min_lift=-1.0, n=0,
+                             layers=[])  # fmt: skip
     keys = [problem.key for problem in wrong.problems()]
-    assert keys == ["bundle", "fdr", "min_density", "min_fired", "min_lift", "n", "layers"]
+    assert keys == ["bundle", "fdr", "min_density", "min_fired", "min_types", "min_lift", "n", "layers"]

@@ -28,6 +28,8 @@ class CandidatesConfig:
     """Largest share of tokens in which it fires."""
     min_fired: int = 100
     """Least number of tokens in which it fires: whatever fires once is perfectly coherent."""
+    min_types: int = 5
+    """Least number of token types in its set (`response_tokens`): the coherence of two is one similarity."""
     min_lift: float = 1.5
     """Persistent: P(active in the next layer | active here) over P(active in the next layer), of the same index, is at
     least this. 0: not asked for, which admits the last layer, where it is not defined."""
@@ -47,7 +49,7 @@ class CandidatesConfig:
             yield Problem(
                 "min_density", f"0 <= {self.min_density} <= max_density {self.max_density} <= 1 does not hold"
             )
-        for key, least in (("min_fired", 1), ("min_lift", 0), ("n", 1)):
+        for key, least in (("min_fired", 1), ("min_types", 2), ("min_lift", 0), ("n", 1)):
             if getattr(self, key) < least:
                 yield Problem(key, f"{getattr(self, key)} is below {least}")
         if self.layers is not None and not self.layers:
