@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from topklm.bundles import Bundle, open_bundle
+from topklm.bundles import Bundle
 from topklm.bundles.sketch import EMPTY
-from topklm.checkpoint.load import content_hash, read_description, resolve
+from topklm.checkpoint.load import read_description, resolve
 from topklm.errors import ConfigError, DataError, Problem
 from topklm.interp.ablation.config import AblateConfig, Variant
 from topklm.interp.labels.corpus import BundleCorpus, open_corpus
 from topklm.interp.neurons import Neuron, parse_neurons, result_neurons
+from topklm.interp.own_bundle import open_own_bundle
 from topklm.interp.statistics.collect_config import token_count
 from topklm.interp.steering.controls import draw_controls
 from topklm.sparsity.registry import activation_class
@@ -80,7 +81,7 @@ def make_plan(config: AblateConfig) -> Plan:
     """
     checkpoint = resolve(Path(config.ckpt))
     model, topk, _ = read_description(checkpoint)
-    bundle, problems = _open(config, checkpoint)
+    bundle, problems = open_own_bundle(config.bundle or "", checkpoint, config.force)
     neurons, wrong = _asked(config)
     problems += wrong
     for neuron in neurons:
@@ -165,27 +166,3 @@ def _asked(config: AblateConfig) -> tuple[list[Neuron], list[Problem]]:
         told = f"{path} names no neurons ({error}); give a file with one LAYER:INDEX a line, or a result's directory"
         return neurons, [Problem("file", told)]
     return neurons + found[: config.n], []
-
-
-def _open(config: AblateConfig, checkpoint: Path) -> tuple[Bundle | None, list[Problem]]:
-    try:
-        bundle = open_bundle(config.bundle or "")
-    except DataError as error:
-        return None, [Problem("bundle", str(error))]
-    source, reading, problems = bundle.meta.model, bundle.meta.reading, []
-    mine = content_hash(checkpoint)
-    if source.sha256 != mine or (mine is None and Path(source.path).resolve() != checkpoint.resolve()):
-        told = (
-            f"{config.bundle} is of step {source.step} of {source.run} ({(source.sha256 or 'no hash')[:12]}), not of "
-            f"{checkpoint} ({(mine or 'no hash')[:12]})"
-        )
-        if config.force:
-            log.warning("%s; taken all the same", told)
-        else:
-            problems.append(Problem("bundle", f"{told}; collect one of this checkpoint, or take it with force=true"))
-    if source.init == "random":
-        problems.append(Problem("bundle", f"{config.bundle} is of initial weights, a control, not of the checkpoint"))
-    if reading.site != "post" or reading.read_topk is not None:
-        told = f"{config.bundle} is another reading; collect one without site and read_topk"
-        problems.append(Problem("bundle", told))
-    return bundle, problems

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from topklm.bundles import Bundle, open_bundle
-from topklm.checkpoint.load import content_hash, read_description, resolve, stored_tokenizers
+from topklm.bundles import Bundle
+from topklm.checkpoint.load import read_description, resolve, stored_tokenizers
 from topklm.data import Tokenizer
 from topklm.errors import CheckpointError, ConfigError, DataError, Problem
 from topklm.interp.neurons import Neuron
+from topklm.interp.own_bundle import open_own_bundle
 from topklm.interp.steering.concept import Concept, concepts_of, written_by
 from topklm.interp.steering.config import DoseConfig, SteerConfig
 from topklm.interp.steering.controls import draw_controls
@@ -202,28 +203,9 @@ def _asked(config: SteerConfig) -> list[Neuron]:
 def _open(config: SteerConfig, checkpoint: Path, neurons: list[Neuron]) -> tuple[Bundle | None, list[Problem]]:
     if config.bundle is None:
         return None, []
-    try:
-        bundle = open_bundle(config.bundle)
-    except DataError as error:
-        return None, [Problem("bundle", str(error))]
-    source, reading = bundle.meta.model, bundle.meta.reading
-    problems = []
-    mine = content_hash(checkpoint)
-    if source.sha256 != mine or (mine is None and Path(source.path).resolve() != checkpoint.resolve()):
-        told = (
-            f"{config.bundle} is of step {source.step} of {source.run} ({(source.sha256 or 'no hash')[:12]}), not of "
-            f"{checkpoint} ({(mine or 'no hash')[:12]})"
-        )
-        if config.force:
-            log.warning("%s; taken all the same", told)
-        else:
-            problems.append(Problem("bundle", f"{told}; collect one of this checkpoint, or take it with force=true"))
-    if source.init == "random":
-        problems.append(Problem("bundle", f"{config.bundle} is of initial weights, a control, not of the checkpoint"))
-    if reading.site != "post" or reading.read_topk is not None:
-        problems.append(
-            Problem("bundle", f"{config.bundle} is another reading; collect one without site and read_topk")
-        )
+    bundle, problems = open_own_bundle(config.bundle, checkpoint, config.force)
+    if bundle is None:
+        return None, problems
     absent = sorted({neuron.layer for neuron in neurons} - set(bundle.layers))
     if absent:
         problems.append(Problem("bundle", f"{config.bundle} has no layer {', '.join(map(str, absent))}"))
