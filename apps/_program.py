@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, NoReturn, TextIO, TypeVar
@@ -14,6 +14,8 @@ from topklm.config import describe, load_config
 from topklm.errors import ConfigError, Problem, TopklmError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
 
     from topklm.ranks import Ranks
@@ -49,6 +51,28 @@ def run(
         print(f"{program}: interrupted", file=sys.stderr)
         code = 130
     _leave(code or 0)
+
+
+def say(lines: Iterable[str], written: Iterable[Path] = ()) -> None:
+    """Print sentences as they are, whole lines, and then which files were written."""
+    for line in lines:
+        print(line)
+    if files := ", ".join(map(str, written)):
+        print(f"written: {files}")
+
+
+def bare_paths(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(what is given without a key, all other arguments): RUN RUN key=value --flag."""
+    paths = [arg for arg in args if "=" not in arg and not arg.startswith("-")]
+    return paths, [arg for arg in args if arg not in paths]
+
+
+def repeated(args: Sequence[str], key: str) -> list[str]:
+    """key=A key=B as key=[A,B]; a list that is given as one stays."""
+    values = [arg.removeprefix(f"{key}=") for arg in args if arg.startswith(f"{key}=")]
+    if not values or (len(values) == 1 and values[0].startswith("[")):
+        return list(args)
+    return [*(arg for arg in args if not arg.startswith(f"{key}=")), f"{key}={values!r}"]
 
 
 def torch_device(name: str) -> torch.device:

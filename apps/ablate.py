@@ -16,13 +16,11 @@ if __package__ != "apps":
 
 from pathlib import Path
 
-from apps._program import run, torch_device, torch_dtype
+from apps._program import run, say, torch_device, torch_dtype
 from topklm.interp.ablation import AblateConfig
 
 
 def main(config: AblateConfig) -> None:
-    from rich.console import Console
-
     from topklm import load_model
     from topklm.interp.ablation import ablation_result, make_plan, measure
     from topklm.optional import require
@@ -33,11 +31,7 @@ def main(config: AblateConfig) -> None:
     device = torch_device(config.device)
     model, _, loaded = load_model(plan.checkpoint, device, torch_dtype(config.dtype), config.alpha)
     result = ablation_result(config, plan, measure(config, plan, model, loaded), loaded)
-    console = Console()
-    for statement in result.statements:
-        console.print(statement, highlight=False, markup=False, soft_wrap=True)
-    written = write_result(result, Path(config.out))
-    console.print("written: " + ", ".join(map(str, written)), highlight=False, markup=False, soft_wrap=True)
+    say(result.statements, write_result(result, Path(config.out)))
 
 
 if __name__ == "__main__":

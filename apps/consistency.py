@@ -17,7 +17,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from apps._program import run
+from apps._program import bare_paths, run, say
 from topklm.interp.consistency import ConsistencyConfig
 
 
@@ -50,17 +50,15 @@ def main(config: ConsistencyConfig) -> None:
     )  # fmt: skip
     console = Console()
     console.print(report.terminal_table(rows, what))
-    for sentence in said:
-        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
-    console.print("written: " + ", ".join(map(str, written)), highlight=False, markup=False, soft_wrap=True)
+    say(said, written)
 
 
 def _listed(args: list[str]) -> list[str]:
     """Bundles and files that are given as bare paths, as bundles=[...] and files=[...]."""
-    paths = [arg for arg in args if "=" not in arg and not arg.startswith("-")]
+    paths, others = bare_paths(args)
     files = [path for path in paths if Path(path).suffix in (".safetensors", ".npy")]
     given = {"bundles": [path for path in paths if path not in files], "files": files}
-    return [*(arg for arg in args if arg not in paths), *(f"{key}={value!r}" for key, value in given.items() if value)]
+    return [*others, *(f"{key}={value!r}" for key, value in given.items() if value)]
 
 
 if __name__ == "__main__":

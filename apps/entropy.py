@@ -15,7 +15,7 @@ if __package__ != "apps":
 import logging
 import sys
 
-from apps._program import run
+from apps._program import repeated, run, say
 from topklm.errors import ConfigError, Problem
 from topklm.interp import EntropyConfig
 
@@ -26,11 +26,11 @@ def main(config: EntropyConfig) -> None:
     from rich.console import Console
 
     from topklm.bundles import incomparable
-    from topklm.interp.entropy.files import directory_of, measure_and_write, open_bundles, open_embedding
+    from topklm.interp.entropy.files import directory_of, measure_and_write, open_all, open_embedding
     from topklm.interp.entropy.table import convergence_table, layers_table
     from topklm.interp.progress import PassProgress
 
-    bundles = open_bundles(config)
+    bundles = open_all(config)
     if reasons := incomparable(bundles):
         if not config.force:
             advice = "measure them one by one, or see them side by side all the same with force=true"
@@ -46,16 +46,8 @@ def main(config: EntropyConfig) -> None:
         console.print(layers_table(found))
         if found["convergence"]:
             console.print(convergence_table(found))
-        console.print(f"written: {directory_of(config, bundle)}", highlight=False, markup=False, soft_wrap=True)
-
-
-def _listed(args: list[str]) -> list[str]:
-    """bundle=A bundle=B as bundle=[A,B]; a list that is given as one stays."""
-    paths = [arg.removeprefix("bundle=") for arg in args if arg.startswith("bundle=")]
-    if not paths or (len(paths) == 1 and paths[0].startswith("[")):
-        return args
-    return [*(arg for arg in args if not arg.startswith("bundle=")), f"bundle={paths!r}"]
+        say([], [directory_of(config, bundle)])
 
 
 if __name__ == "__main__":
-    run(main, EntropyConfig, "entropy", __doc__ or "", _listed(sys.argv[1:]))
+    run(main, EntropyConfig, "entropy", __doc__ or "", repeated(sys.argv[1:], "bundle"))

@@ -14,13 +14,12 @@ from __future__ import annotations
 if __package__ != "apps":
     raise SystemExit("start it from the repository's root: python -m apps.eval config=FILE")
 
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from apps._program import job, run
+from apps._program import bare_paths, job, run, say
 from topklm.errors import DataError, Problem
 from topklm.evaluate.app_config import EvalAppConfig
 
@@ -68,13 +67,11 @@ def compare(config: CompareConfig) -> None:
     console = Console()
     console.print(rich_tables(comparison))
     written = write_comparison(comparison, Path(config.out))
-    console.print("written: " + ", ".join(map(str, written)), highlight=False, markup=False, soft_wrap=True)
+    say([], written)
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["compare"]:
-        runs = [arg for arg in sys.argv[2:] if "=" not in arg and not arg.startswith("-")]
-        others = [arg for arg in sys.argv[2:] if arg not in runs]
-        sys.argv[1:] = [*others, *([f"runs={json.dumps(runs)}"] if runs else [])]
-        run(compare, CompareConfig, "eval", __doc__ or "")
+        runs, others = bare_paths(sys.argv[2:])
+        run(compare, CompareConfig, "eval compare", __doc__ or "", [*others, *([f"runs={runs!r}"] if runs else [])])
     run(main, EvalAppConfig, "eval", __doc__ or "")

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from apps._program import run, torch_device
+from apps._program import run, say, torch_device
 from topklm.errors import Problem
 from topklm.export import HuggingFaceConfig, ParityConfig
 
@@ -97,7 +97,7 @@ def main(config: ExportConfig) -> None:
         for table in rich_tables(parity):
             console.print(table)
         written = out
-    console.print(f"written: {written}", highlight=False, markup=False, soft_wrap=True)
+    say([], [written])
 
 
 def check(config: CheckConfig) -> None:

@@ -19,8 +19,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from apps._program import run, torch_device
-from topklm.errors import ConfigError, DataError, Problem
+from apps._program import repeated, run, say, torch_device
+from topklm.errors import ConfigError, Problem
 from topklm.interp.labels import CandidatesConfig, LlmConfig, WordsConfig
 
 if TYPE_CHECKING:
@@ -30,8 +30,6 @@ log = logging.getLogger("topklm.interp")
 
 
 def candidates(config: CandidatesConfig) -> None:
-    from rich.console import Console
-
     from topklm.interp.candidates import find_candidates
     from topklm.report.neurons import read_measured
     from topklm.report.result import Result, write_result
@@ -51,17 +49,14 @@ def candidates(config: CandidatesConfig) -> None:
         },
     )  # fmt: skip
     paths = write_result(result, out)
-    console = Console()
-    console.print(statement, highlight=False, markup=False, soft_wrap=True)
+    say([statement])
     for row in found.table.rows[:20]:
         line = f"{row['rank']:3d}  {row['name']:>8}  {row['coherence']:.3f}  {row['density']:7.2%}"
-        console.print(line, " ".join(row["tokens"]), highlight=False, markup=False, soft_wrap=True)
-    console.print(f"written: {paths[0]}", highlight=False, markup=False, soft_wrap=True)
+        say([f"{line} {' '.join(row['tokens'])}"])
+    say([], [paths[0]])
 
 
 def words(config: WordsConfig) -> None:
-    from rich.console import Console
-
     from topklm.bundles import NamedBundle
     from topklm.bundles.labels import LABELS, append_labels
     from topklm.bundles.named import named
@@ -78,7 +73,7 @@ def words(config: WordsConfig) -> None:
         require("matplotlib", "topklm[plots]")
         lexicon = read_lexicon(config.wordnet)
     bundles = _open(config)
-    console, found = Console(), []
+    found = []
     for bundle in bundles:
         lines = token_lines(bundle, config.top_tokens, config.min_count)
         if lexicon is not None:
@@ -88,7 +83,7 @@ def words(config: WordsConfig) -> None:
             lines += class_lines(config, bundle, lexicon, found[-1])
         added = append_labels(bundle.path, lines)
         told = f"{bundle.path / LABELS}: {added:,} labels added, {len(lines) - added:,} were there"
-        console.print(told, highlight=False, markup=False, soft_wrap=True)
+        say([told])
     if lexicon is None:
         log.info(
             "labels from top tokens only; for classes of words: bash scripts/fetch_wordnet.sh, wordnet=data/wordnet"
@@ -97,22 +92,16 @@ def words(config: WordsConfig) -> None:
     names = named([NamedBundle(bundle=bundle, name=bundle.meta.model.run) for bundle in bundles])
     models = [classed_model(config, name, each) for name, each in zip(names, found, strict=True)]
     result = words_result(config, models, found, lexicon)
-    for statement in result.statements:
-        console.print(statement, highlight=False, markup=False, soft_wrap=True)
+    say(result.statements)
     out = Path(config.out) if config.out is not None else bundles[0].path / "labels"
-    console.print(f"written: {write_result(result, out)[0]}", highlight=False, markup=False, soft_wrap=True)
+    say([], [write_result(result, out)[0]])
 
 
 def _open(config: WordsConfig) -> list[Bundle]:
     """The bundles, all problems at once."""
-    from topklm.bundles import incomparable, open_bundle
+    from topklm.bundles import incomparable, open_bundles
 
-    bundles, problems = [], []
-    for path in config.bundle:
-        try:
-            bundles.append(open_bundle(path))
-        except DataError as error:
-            problems.append(Problem("bundle", str(error)))
+    bundles, problems = open_bundles(config.bundle)
     reasons = [] if problems else incomparable(bundles)
     for reason in reasons:
         if config.force:
@@ -125,8 +114,6 @@ def _open(config: WordsConfig) -> list[Bundle]:
 
 
 def llm(config: LlmConfig) -> None:
-    from rich.console import Console
-
     from topklm.bundles.labels import LABELS, append_labels
     from topklm.interp.labels.llm_client import ChatClient, read_key
     from topklm.interp.labels.llm_report import llm_lines, llm_result
@@ -143,33 +130,24 @@ def llm(config: LlmConfig) -> None:
         timeout=config.timeout, retries=config.retries,
     )  # fmt: skip
     bundle, cases = gather(config, torch_device(config.device))
-    console, planned = Console(), plan(config, client, cases)
-    console.print(planned.sentence(config), highlight=False, markup=False, soft_wrap=True)
+    planned = plan(config, client, cases)
+    say([planned.sentence(config)])
     calls = planned.label_calls + planned.score_calls
     if calls and not config.yes:
-        console.print("nothing was sent; the same command with yes=true goes on", highlight=False, soft_wrap=True)
+        say(["nothing was sent; the same command with yes=true goes on"])
         return
     with PassProgress(f"ask {config.model}", calls + planned.cached, True, unit="calls") as progress:
         scored, used = ask_and_score(config, client, cases, progress.advance)
     lines = llm_lines(config, bundle, scored)
     added = append_labels(bundle.path, lines)
     result = llm_result(config, bundle, scored, used)
-    for statement in result.statements:
-        console.print(statement, highlight=False, markup=False, soft_wrap=True)
+    say(result.statements)
     out = Path(config.out) if config.out is not None else bundle.path / "labels_llm"
     told = f"{bundle.path / LABELS}: {added:,} labels added; written: {write_result(result, out)[0]}"
-    console.print(told, highlight=False, markup=False, soft_wrap=True)
+    say([told])
 
 
 MODES = {"candidates": (candidates, CandidatesConfig), "words": (words, WordsConfig), "llm": (llm, LlmConfig)}
-
-
-def _listed(args: list[str]) -> list[str]:
-    """bundle=A bundle=B as bundle=[A,B]; a list that is given as one stays."""
-    paths = [arg.removeprefix("bundle=") for arg in args if arg.startswith("bundle=")]
-    if not paths or (len(paths) == 1 and paths[0].startswith("[")):
-        return args
-    return [*(arg for arg in args if not arg.startswith("bundle=")), f"bundle={paths!r}"]
 
 
 if __name__ == "__main__":
@@ -180,4 +158,4 @@ if __name__ == "__main__":
             print(f"label: {mode!r} is not one of {', '.join(MODES)}", file=sys.stderr)
         sys.exit(0 if mode in ("-h", "--help") else 2)
     main, schema = MODES[mode]
-    run(main, schema, f"label {mode}", __doc__ or "", _listed(args) if mode == "words" else args)
+    run(main, schema, f"label {mode}", __doc__ or "", repeated(args, "bundle") if mode == "words" else args)

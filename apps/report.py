@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from apps._program import run
+from apps._program import run, say
 from topklm.errors import ConfigError, Problem
 from topklm.report import compare, read_runs, write_report
 
@@ -81,9 +81,8 @@ def main(config: ReportConfig) -> None:
         written += write_report(comparison, runs, out)
     if measured:
         written += write_neurons(measured, out, results)
-        for statement in [*seed_statements(over_seeds(measured)), *verdicts(measured)]:
-            console.print(statement, highlight=False, markup=False, soft_wrap=True)
-    console.print("written: " + ", ".join(map(str, written)), highlight=False, markup=False, soft_wrap=True)
+        say([*seed_statements(over_seeds(measured)), *verdicts(measured)])
+    say([], written)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import logging
 import sys
 from pathlib import Path
 
-from apps._program import run, torch_device, torch_dtype
+from apps._program import run, say, torch_device, torch_dtype
 from topklm.interp.steering import DoseConfig, SteerConfig
 
 log = logging.getLogger("topklm.interp")
@@ -41,17 +41,15 @@ def main(config: SteerConfig) -> None:
     model, _, loaded = load_model(plan.checkpoint, device, torch_dtype(config.dtype), config.alpha)
     marks = marks_for(plan.tokenizer, loaded.run, config.bos, loaded.path)
     plan, store = make_texts(config, plan, model, loaded, marks.bos)
-    console = Console()
     if isinstance(config, DoseConfig):
         result = dose_result(config, plan, store, loaded, measure(plan, store, config))
-        for statement in result.statements:
-            console.print(statement, highlight=False, markup=False, soft_wrap=True)
+        say(result.statements)
     else:
         result = text_result(config, plan, store, loaded)
-        show_texts(console, plan, store, config.prompt)
+        show_texts(Console(), plan, store, config.prompt)
     if config.out is not None:
         written = write_result(result, Path(config.out))
-        console.print("written: " + ", ".join(map(str, written)), highlight=False, markup=False, soft_wrap=True)
+        say([], written)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ if __package__ != "apps":
 
 import sys
 
-from apps._program import run
+from apps._program import run, say
 from topklm.launch import SweepConfig, run_sweep
 
 
@@ -41,19 +41,14 @@ def dry_run(config: SweepConfig) -> None:
 
 def report(config: SweepConfig) -> None:
     """Write what came of the sweep so far."""
-    from rich.console import Console
-
     from topklm.launch.outcome import report as write_report
 
     result, written = write_report(config)
-    console = Console()
-    for statement in result.statements:
-        console.print(statement, highlight=False, markup=False, soft_wrap=True)
-    console.print("written: " + ", ".join(map(str, written)), highlight=False, markup=False, soft_wrap=True)
+    say(result.statements, written)
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["report"]:
-        run(report, SweepConfig, "sweep", __doc__ or "", sys.argv[2:])
+        run(report, SweepConfig, "sweep report", __doc__ or "", sys.argv[2:])
     args = ["dry_run=true" if arg == "--dry-run" else arg for arg in sys.argv[1:]]
     run(main, SweepConfig, "sweep", __doc__ or "", args)

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from apps._program import run
+from apps._program import bare_paths, run, say
 from topklm.config import describe
 from topklm.interp.histories import (
     MatchConfig,
@@ -56,15 +56,10 @@ MODES: dict[str, tuple[Callable[[Any], None], type]] = {
 
 
 def _do(compute: Callable[..., Result], config: Any, default: str) -> None:
-    from rich.console import Console
-
     require("matplotlib", "topklm[plots]")  # before the bundles are read
     result = compute(config, shown=True)
     written = write_result(result, Path(config.out or default))
-    console = Console()
-    for statement in result.statements:
-        console.print(statement, highlight=False, markup=False, soft_wrap=True)
-    console.print("written: " + ", ".join(map(str, written)), highlight=False, markup=False, soft_wrap=True)
+    say(result.statements, written)
 
 
 def main(args: list[str]) -> None:
@@ -76,10 +71,10 @@ def main(args: list[str]) -> None:
         for name, (_, schema) in MODES.items():
             print(f"\n{name}:" + describe(schema, "trace", "").split("keys:", 1)[1])
         sys.exit(0)
-    paths = [arg for arg in args if "=" not in arg and not arg.startswith("-")]
-    args = [arg for arg in args if arg not in paths]
+    paths, args = bare_paths(args)
     job, schema = MODES[mode]
-    run(job, schema, "trace", DOC, [*args, *([f"bundles={paths!r}"] if paths else [])])
+    program = "trace" if mode == "trace" else f"trace {mode}"
+    run(job, schema, program, DOC, [*args, *([f"bundles={paths!r}"] if paths else [])])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Bundles: activation statistics on disk, exact and mergeable. Knows no model and no torch; see docs/bundles.md."""
 
-from topklm.bundles.bundle import Bundle, LayerView, open_bundle
+from topklm.bundles.bundle import Bundle, LayerView, open_bundle, open_bundles
 from topklm.bundles.comparable import incomparable
 from topklm.bundles.layer_stats import LayerStats
 from topklm.bundles.merge import merge_bundles
@@ -29,5 +29,6 @@ __all__ = [
     "incomparable",
     "merge_bundles",
     "open_bundle",
+    "open_bundles",
     "write_bundle",
 ]

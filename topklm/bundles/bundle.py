@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +18,7 @@ from topklm.bundles.meta import AGAIN, CorpusPart, Meta, read_meta
 from topklm.bundles.neurons import tokens_since_fired
 from topklm.bundles.token_table import TokenTable, expand
 from topklm.bundles.write import CORPUS, MODEL, TOKENS, file_entry, layer_file
-from topklm.errors import DataError
+from topklm.errors import DataError, Problem
 from topklm.optional import require
 
 PARTS = "parts"
@@ -43,6 +43,17 @@ def open_bundle(path: str | Path, verify: bool = True) -> Bundle:
     if wrong:
         raise DataError(f"the bundle {path} is damaged: {'; '.join(wrong)}; copy it again, or {AGAIN}")
     return Bundle(path=path, meta=meta, sha256=sha256, verify=verify)
+
+
+def open_bundles(paths: Sequence[str | Path], key: str = "bundle") -> tuple[list[Bundle], list[Problem]]:
+    """Open several: (those that can be, what is wrong with the others as problems of the setting `key`)."""
+    bundles, problems = [], []
+    for path in paths:
+        try:
+            bundles.append(open_bundle(path))
+        except DataError as error:
+            problems.append(Problem(key, str(error)))
+    return bundles, problems
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from topklm.bundles import Bundle, open_bundle
+from topklm.bundles import Bundle, open_bundles
 from topklm.checkpoint.load import read_description
-from topklm.errors import CheckpointError, ConfigError, DataError, Problem
+from topklm.errors import CheckpointError, ConfigError, Problem
 from topklm.interp.consistency.config import HUNGARIAN_WIDTH, ConsistencyConfig
 from topklm.interp.consistency.dictionary import (
     Dictionary,
@@ -122,13 +122,7 @@ def open_inputs(config: ConsistencyConfig) -> Inputs:
 
 
 def _open_bundles(config: ConsistencyConfig) -> Inputs:
-    bundles: list[Bundle] = []
-    problems: list[Problem] = []
-    for path in config.bundles:
-        try:
-            bundles.append(open_bundle(path))
-        except DataError as error:
-            problems.append(Problem("bundles", str(error)))
+    bundles, problems = open_bundles(config.bundles, "bundles")
     problems += [problem for bundle in bundles for problem in _unfit(config, bundle)]
     series, alone = series_of(bundles)
     problems += alone

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from topklm.bundles import Bundle, open_bundle
+from topklm.bundles import Bundle, open_bundles
 from topklm.errors import ConfigError, DataError, Problem
 from topklm.interp.entropy.config import EntropyConfig, EntropySettings
 from topklm.interp.entropy.measure import Advance, Columns, convergence, measure
@@ -110,14 +110,9 @@ def open_embedding(config: EntropyConfig, bundles: list[Bundle], bundle: Bundle)
     return found
 
 
-def open_bundles(config: EntropyConfig) -> list[Bundle]:
+def open_all(config: EntropyConfig) -> list[Bundle]:
     """The bundles, all problems at once."""
-    bundles, problems = [], []
-    for path in config.bundle:
-        try:
-            bundles.append(open_bundle(path))
-        except DataError as error:
-            problems.append(Problem("bundle", str(error)))
+    bundles, problems = open_bundles(config.bundle)
     for bundle in bundles:
         problems += _unfit(bundle, config.settings)
     if problems:

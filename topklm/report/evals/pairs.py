@@ -8,13 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from topklm.report.student import t_quantile
+
 CONFIDENCE_Z = 1.96
 """Standard errors on each side of a 95 % confidence interval."""
-# Student's 97.5th percentile for 1, 2, ... 28 degrees of freedom: the error of few units is itself uncertain.
-_STUDENT = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
-    2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048,
-)  # fmt: skip
+FEW = 30
+"""Fewer units than these have their interval by Student's t: the error of few is itself uncertain."""
 RESAMPLES = 2000
 _SEED = 20_240_607
 _MEMORY = 4_000_000
@@ -84,7 +83,7 @@ def paired(mine: Units, its: Units) -> Paired | str:
     residuals = ((differences - mean * below) ** 2).sum()
     stderr = math.sqrt(n / (n - 1) * residuals) / float(total) if n > 1 else math.nan
     low, high = _bootstrap(differences, below)
-    reach = (_STUDENT[n - 2] if 2 <= n <= len(_STUDENT) + 1 else CONFIDENCE_Z) * stderr
+    reach = (t_quantile(0.975, n - 1) if 2 <= n < FEW else CONFIDENCE_Z) * stderr
     return Paired(n, mean, stderr, mean - reach, mean + reach, low, high)
 
 
