@@ -14,7 +14,7 @@ from topklm.errors import ConfigError, DataError
 from topklm.interp import EntropyConfig, semantic_entropy, token_entropy
 from topklm.interp.entropy import layer_means
 from topklm.interp.entropy.coherence import coherence, false_discovery
-from topklm.interp.entropy.files import directory_of, measure_and_write, open_bundles, open_embedding
+from topklm.interp.entropy.files import directory_of, measure_and_write, open_all, open_embedding
 from topklm.interp.entropy.measure import convergence, extrapolated, measure
 from topklm.interp.entropy.response import responses
 from topklm.interp.entropy.semantic_entropy import unit
@@ -117,7 +117,7 @@ def test_the_extrapolated_limit():
 
 def test_files_and_starting_again(bundle, caplog):
     config = EntropyConfig(bundle=[str(bundle.path)], **FEW)
-    (opened,) = open_bundles(config)
+    (opened,) = open_all(config)
     content = measure_and_write(config, opened, open_embedding(config, [opened], opened))
     directory = directory_of(config, opened)
     assert directory == bundle.path / "entropy" / "recommended"
@@ -148,7 +148,7 @@ def test_files_and_starting_again(bundle, caplog):
 def test_what_does_not_fit_is_told_at_once(bundle, tmp_path):
     config = EntropyConfig(bundle=[str(bundle.path), str(tmp_path / "none")], min_count=10**6)
     with pytest.raises(ConfigError) as error:
-        open_bundles(config)
+        open_all(config)
     assert "not a bundle" in str(error.value)
     assert "occurred 1000000 times" in str(error.value)
     np.save(tmp_path / "e.npy", np.zeros((3, 4)))
