@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 from topklm.errors import Problem
@@ -15,7 +15,8 @@ class SaveEvery:
     every: int = 1000
     """Save every so many steps; 0: never by this schedule."""
     keep: int = 0
-    """Keep only the newest so many checkpoints of this schedule; 0 or below: all."""
+    """Keep only the newest so many checkpoints of this schedule; 0 or below: all. One that was written while the run
+    was sick (steps skipped, or the loss in a spike) takes no healthy one's place."""
 
     def includes(self, step: int) -> bool:
         """Whether `step` is one of this schedule."""
@@ -48,16 +49,20 @@ class CheckpointConfig:
 
     def problems(self) -> Iterator[Problem]:
         if self.continue_training_from_init and self.init_ckpt_path is None:
-            yield Problem("continue_training_from_init", "needs init_ckpt_path")
+            yield Problem("continue_training_from_init", "true needs init_ckpt_path, the checkpoint to go on from")
 
     def saves_at(self, step: int) -> bool:
         """Whether a schedule saves at `step`."""
         return any(schedule.includes(step) for schedule in (self.dump, self.eval))
 
-    def retired(self, steps: list[int]) -> list[int]:
-        """Of the saved `steps` (ascending), those that no schedule keeps. Others than the schedules' stay."""
+    def retired(self, steps: list[int], sick: Collection[int] = ()) -> list[int]:
+        """Of the saved `steps` (ascending), those that no schedule keeps. Others than the schedules' stay.
+
+        A schedule keeps its newest `keep` healthy ones, and its newest if that is one of the `sick`, to resume from.
+        """
         kept: set[int] = set()
         for schedule in (self.dump, self.eval):
             of_schedule = [step for step in steps if schedule.includes(step)]
-            kept.update(of_schedule[-schedule.keep :] if schedule.keep > 0 else of_schedule)
+            healthy = [step for step in of_schedule if step not in sick]
+            kept.update(of_schedule if schedule.keep <= 0 else healthy[-schedule.keep :] + of_schedule[-1:])
         return [step for step in steps if self.saves_at(step) and step not in kept]

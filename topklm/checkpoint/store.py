@@ -46,6 +46,17 @@ def list_checkpoints(directory: Path) -> list[Path]:
     return sorted(p for p in directory.iterdir() if p.is_dir() and _STEP_NAME.fullmatch(p.name))
 
 
+def was_sick(path: Path) -> bool:
+    """Whether a checkpoint was written while its run was sick: key `sick` of its train state, a reason or null.
+
+    One that does not tell any more is not counted among the healthy ones.
+    """
+    try:
+        return bool(json.loads((path / "train_state_00000.json").read_text()).get("sick"))
+    except (OSError, ValueError, AttributeError):
+        return True
+
+
 def newest_good(directory: Path) -> Path | None:
     """The newest checkpoint without defects; broken newer ones are named in the log. None if there are none at all.
 
@@ -181,7 +192,8 @@ class CheckpointStore:
     def _retire(self, newest: int) -> None:
         """Remove what the retention rules no longer keep; never the checkpoint just written."""
         by_step = {step_of(path): path for path in list_checkpoints(self.directory)}
-        for step in self.config.retired(list(by_step)):
+        sick = [step for step, path in by_step.items() if was_sick(path)]
+        for step in self.config.retired(list(by_step), sick):
             if step != newest:
                 # Renamed first: a process killed while removing leaves a .tmp, not half a checkpoint.
                 doomed = by_step[step].with_suffix(".tmp")
