@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,30 @@ class EndpointError(TopklmError):
     """A service that is asked over the network does not answer, after all attempts."""
 
     exit_code = 7
+
+
+class StorageError(TopklmError):
+    """A file of the run cannot be written: the disk is full, read-only, broken or gone. Earlier checkpoints stay."""
+
+    exit_code = 8
+
+
+@contextmanager
+def storing(what: str | Path) -> Iterator[None]:
+    """Inside, an `OSError` becomes a `StorageError` that names `what` could not be written: a full disk does not."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"{what} cannot be written: {error.strerror or error}; make room or mend the disk, then start the same "
+            "command again"
+        ) from error
+
+
+class PeerError(TopklmError):
+    """Another rank of the same job has died or does not answer."""
+
+    exit_code = 9
 
 
 EXIT_PREEMPTED = 75

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,19 +14,29 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from topklm.errors import CheckpointError
+from topklm.errors import CheckpointError, StorageError
 
 
 def save(state: dict[str, Any], path: Path, group: dist.ProcessGroup | None) -> None:
-    """Write a state dict to `path`; every rank of `group` calls it, or a single process with None."""
-    with _quiet():
-        dcp.save(state, checkpoint_id=path, process_group=group, no_dist=group is None)
+    """Write a state dict to `path`; every rank of `group` calls it, or a single process with None.
+
+    Raises `StorageError` on all ranks if one cannot write.
+    """
+    with _quiet(), _failures_told():
+        dcp.save(state, storage_writer=_Writer(path), process_group=group, no_dist=group is None)
 
 
-def async_save(state: dict[str, Any], path: Path, group: dist.ProcessGroup | None) -> Any:
-    """As `save`, in the background once the state is copied: a future. `group` must not be used by anything else."""
+def async_save(state: dict[str, Any], path: Path, group: dist.ProcessGroup | None) -> Callable[[], None]:
+    """As `save`, in the background once the state is copied; what is returned waits for it and raises what `save`
+    does. `group` must not be used by anything else."""
     with _quiet():
-        return dcp.async_save(state, checkpoint_id=path, process_group=group, no_dist=group is None)
+        future: Any = dcp.async_save(state, storage_writer=_Writer(path), process_group=group, no_dist=group is None)
+
+    def wait() -> None:
+        with _failures_told():
+            future.result()
+
+    return wait
 
 
 def load(state: dict[str, Any], path: Path, group: dist.ProcessGroup | None = None) -> None:
@@ -61,7 +71,9 @@ def _load(state: dict[str, Any], path: Path, group: dist.ProcessGroup | None) ->
     try:
         with _quiet():
             dcp.load(state, checkpoint_id=path, process_group=group, no_dist=group is None)
-    except (RuntimeError, ValueError, KeyError, dcp.CheckpointException) as error:
+    except dcp.CheckpointException as error:
+        raise CheckpointError(f"{path} cannot be loaded: {_reasons(error)}") from error
+    except (RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path} does not fit this model: {error}") from error
 
 
@@ -93,6 +105,33 @@ def _check_weights(weights: dict[str, torch.Tensor], shapes: dict[str, tuple[Any
             for name in differ[:4]
         )
         raise CheckpointError(f"{path} does not fit this model, {len(differ)} parameters differ: {shown}")
+
+
+class _Writer(dcp.FileSystemWriter):
+    """Tells why a file could not be written: of a full disk torch says "unexpected pos 704 vs 598"."""
+
+    def write_data(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().write_data(*args, **kwargs)
+        except RuntimeError as error:
+            beneath: BaseException | None = error
+            while beneath is not None and not isinstance(beneath, OSError):
+                beneath = beneath.__cause__ or beneath.__context__
+            raise (beneath or error) from None
+
+
+@contextmanager
+def _failures_told() -> Iterator[None]:
+    """What torch raises on all ranks when one fails, without its tracebacks."""
+    try:
+        yield
+    except dcp.CheckpointException as error:
+        of_files = all(isinstance(failure, OSError) for failure, _ in error.failures.values())
+        raise (StorageError if of_files else CheckpointError)(_reasons(error)) from error
+
+
+def _reasons(error: dcp.CheckpointException) -> str:
+    return "; ".join(f"rank {rank}: {failure}" for rank, (failure, _) in sorted(error.failures.items())[:4])
 
 
 class _MetadataUnpickler(pickle.Unpickler):

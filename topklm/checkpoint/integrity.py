@@ -27,6 +27,15 @@ def write_json(path: Path, content: Any) -> None:
         os.fsync(file.fileno())
 
 
+def make_durable(path: Path) -> None:
+    """Wait until a file's contents, or the names in a directory, would survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def checkpoint_hash(directory: Path) -> str:
     """One SHA-256 that stands for a checkpoint's contents: the hash of its files' hashes."""
     return hashlib.sha256((directory / FILES).read_bytes()).hexdigest()

@@ -14,9 +14,10 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -25,10 +26,11 @@ from torch.optim import Optimizer
 
 from topklm.checkpoint import dcp
 from topklm.checkpoint.config import CheckpointConfig
-from topklm.checkpoint.integrity import FILES, defects, digest, write_json
-from topklm.errors import CheckpointError
+from topklm.checkpoint.integrity import FILES, defects, digest, make_durable, write_json
+from topklm.errors import CheckpointError, StorageError
 
 log = logging.getLogger("topklm.checkpoint")
+T = TypeVar("T")
 ACTIVATIONS = "activation"
 """Key of a checkpoint, beside `model` and `optim`, that holds the state of activations."""
 _STEP_NAME = re.compile(r"\d{10}")
@@ -95,8 +97,8 @@ class CheckpointStore:
         if rank == 0:
             directory.mkdir(parents=True, exist_ok=True)
             for leftover in directory.glob("*.tmp"):
-                log.warning("removing %s, which a former process did not finish", leftover)
-                shutil.rmtree(leftover)
+                log.warning("%s was not finished by a former process", leftover)
+                _remove(leftover)
 
     def save(
         self,
@@ -113,25 +115,31 @@ class CheckpointStore:
 
         With `async_save` it returns once the state is copied; the writing goes on in a thread. A failure there is
         raised by the next call of `save` or `finish`.
+
+        Raises `StorageError`, on all ranks, if one of them cannot write; earlier checkpoints are untouched then.
         """
         self.finish()
         final = self.directory / f"{step:010d}"
         part = self.directory / f"{step:010d}.tmp"
-        if self.rank == 0:
+
+        def write_small_files() -> None:
             part.mkdir(parents=True, exist_ok=True)
-            write_json(part / "params.json", params)
-            shutil.copytree(tokenizer_dir, part / "tokenizer", dirs_exist_ok=True)
-        self._barrier()
-        write_json(part / f"train_state_{self.rank:05d}.json", train_state)
-        model_state, optim_state = get_state_dict(model, optimizer)
-        state: dict[str, Any] = {"model": model_state, "optim": optim_state}
-        if activations:
-            state[ACTIVATIONS] = activations
-        if not self.config.async_save:
-            dcp.save(state, part, self.group)
-            self._complete(part, final, step)
-            return
-        written = dcp.async_save(state, part, self.group).result
+            write_json(part / f"train_state_{self.rank:05d}.json", train_state)
+            if self.rank == 0:
+                write_json(part / "params.json", params)
+                shutil.copytree(tokenizer_dir, part / "tokenizer", dirs_exist_ok=True)
+
+        with self._saving(part):
+            self._together(write_small_files)
+            model_state, optim_state = get_state_dict(model, optimizer)
+            state: dict[str, Any] = {"model": model_state, "optim": optim_state}
+            if activations:
+                state[ACTIVATIONS] = activations
+            if not self.config.async_save:
+                dcp.save(state, part, self.group)
+                self._complete(part, final, step)
+                return
+            written = dcp.async_save(state, part, self.group)
         self._writing = threading.Thread(target=self._in_background, args=(written, part, final, step))
         self._writing.start()
 
@@ -142,6 +150,8 @@ class CheckpointStore:
             self._writing = None
         if self._failure is not None:
             failure, self._failure = self._failure, None
+            if isinstance(failure, StorageError):
+                raise failure
             raise CheckpointError(f"saving in the background failed: {failure}") from failure
 
     def restore(
@@ -163,10 +173,25 @@ class CheckpointStore:
 
     def _in_background(self, written: Callable[[], Any], part: Path, final: Path, step: int) -> None:
         try:
-            written()
-            self._complete(part, final, step)
+            with self._saving(part):
+                written()
+                self._complete(part, final, step)
         except BaseException as error:
+            log.error("%s", error)
             self._failure = error
+
+    @contextmanager
+    def _saving(self, part: Path) -> Iterator[None]:
+        """A save that cannot be written frees what it took and tells what to do."""
+        try:
+            yield
+        except StorageError as error:
+            if self.rank == 0:
+                shutil.rmtree(part, ignore_errors=True)
+            raise StorageError(
+                f"{part.with_suffix('')} was not saved: {error}. Earlier checkpoints are untouched: make room or mend "
+                "the disk, then start the same command; it goes on from the newest"
+            ) from error
 
     def _complete(self, part: Path, final: Path, step: int) -> None:
         """After all ranks wrote their part: record the hashes, rename, retire old checkpoints."""
@@ -177,17 +202,26 @@ class CheckpointStore:
                 part / "params.json",
                 *(p for p in (part / "tokenizer").rglob("*") if p.is_file()),
             ]
-        digests = self._gather({str(p.relative_to(part)): digest(p) for p in mine})
+
+        def record() -> dict[str, Any]:
+            for path in mine:  # torch flushes `.metadata` only after it has synced it
+                make_durable(path)
+            return {str(path.relative_to(part)): digest(path) for path in mine}
+
+        digests = {name: value for of_rank in self._together(record) for name, value in of_rank.items()}
+        self._together(lambda: self._publish(part, final, digests) if self.rank == 0 else None)
         if self.rank == 0:
-            write_json(part / FILES, digests)
-            _sync_directory(part)
-            if final.exists():  # a broken checkpoint that was passed over when resuming
-                os.replace(final, _free_name(final))
-            os.replace(part, final)
-            _sync_directory(self.directory)
             log.info("saved %s", final)
             self._retire(step)
-        self._barrier()
+
+    def _publish(self, part: Path, final: Path, digests: dict[str, Any]) -> None:
+        write_json(part / FILES, digests)
+        make_durable(part / "tokenizer")
+        make_durable(part)
+        if final.exists():  # a broken checkpoint that was passed over when resuming
+            os.replace(final, _free_name(final))
+        os.replace(part, final)
+        make_durable(self.directory)
 
     def _retire(self, newest: int) -> None:
         """Remove what the retention rules no longer keep; never the checkpoint just written."""
@@ -195,22 +229,36 @@ class CheckpointStore:
         sick = [step for step, path in by_step.items() if was_sick(path)]
         for step in self.config.retired(list(by_step), sick):
             if step != newest:
-                # Renamed first: a process killed while removing leaves a .tmp, not half a checkpoint.
-                doomed = by_step[step].with_suffix(".tmp")
-                os.replace(by_step[step], doomed)
-                shutil.rmtree(doomed)
-                log.info("retired %s", by_step[step])
+                _remove(by_step[step])
 
-    def _barrier(self) -> None:
+    def _together(self, action: Callable[[], T]) -> list[T]:
+        """What `action` gives on every rank. A file error of one is raised by all: none waits for one that has left."""
+        mine: T | None = None
+        failure: str | None = None
+        try:
+            mine = action()
+        except OSError as error:
+            failure = f"rank {self.rank}: {error}"
+        outcomes: list[Any] = [(mine, failure)]
         if self.group is not None:
-            dist.barrier(self.group)
+            outcomes *= dist.get_world_size(self.group)
+            dist.all_gather_object(outcomes, (mine, failure), self.group)
+        failures = [failure for _, failure in outcomes if failure is not None]
+        if failures:
+            raise StorageError("; ".join(failures[:4]))
+        return [result for result, _ in outcomes]
 
-    def _gather(self, mine: dict[str, Any]) -> dict[str, Any]:
-        if self.group is None:
-            return mine
-        parts: list[Any] = [None] * dist.get_world_size(self.group)
-        dist.all_gather_object(parts, mine, self.group)
-        return {name: value for part in parts for name, value in part.items()}
+
+def _remove(directory: Path) -> None:
+    """Remove what nobody needs any more; that it cannot be is no reason to stop a run."""
+    # Renamed first: a process killed while removing leaves a .tmp, not half a checkpoint.
+    doomed = directory.with_suffix(".tmp")
+    try:
+        os.replace(directory, doomed)
+        shutil.rmtree(doomed)
+        log.info("removed %s", directory)
+    except OSError as error:
+        log.warning("%s could not be removed: %s", directory, error)
 
 
 def _free_name(path: Path) -> Path:
@@ -218,12 +266,3 @@ def _free_name(path: Path) -> Path:
     while (candidate := path.with_name(f"{path.name}.broken{number or ''}")).exists():
         number += 1
     return candidate
-
-
-def _sync_directory(path: Path) -> None:
-    """Ask the file system to make renames and new names durable."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
