@@ -33,9 +33,9 @@ def build(schema: type[T], data: Mapping[str, Any], *, unused: list[Problem] | N
     problems: list[Problem] = []
     builder = _Builder(schema, problems, [] if unused is None else unused)
     config = builder.section(schema, data, "")
-    # A key whose own value was refused is not blamed a second time by a rule that saw its default.
-    blamed = {problem.key for problem in problems}
-    problems += [p for p in section_problems(config) if p.key not in blamed]
+    # A key of which a value was refused is not blamed a second time by a rule that saw its default.
+    blamed = [problem.key for problem in problems]
+    problems += [p for p in section_problems(config) if not any(_is_or_is_in(key, p.key) for key in blamed)]
     if problems:
         raise ConfigError(problems)
     return config
@@ -143,7 +143,14 @@ class _Builder:
         if hint is Any or _is_a(hint, value):
             return True, value
         advice = f"; quote it: '{value}'" if hint is str and isinstance(value, int | float) else ""
+        if hint is int and isinstance(value, float) and value.is_integer():
+            advice = f"; write {value:.0f}"
         return self.refuse(path, f"{value!r} is not {_name(hint)}{advice}")
+
+
+def _is_or_is_in(key: str, other: str) -> bool:
+    """Whether `key` is `other`, or an entry of it, as `sources.web` is of `sources` and `tasks[0]` of `tasks`."""
+    return key == other or key.startswith((f"{other}.", f"{other}["))
 
 
 def _is_a(hint: Any, value: Any) -> bool:

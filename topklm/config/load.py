@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -64,11 +64,29 @@ def load_config(schema: type[T], args: Sequence[str]) -> T:
 
 def resolved(tree: dict[str, Any]) -> dict[str, Any]:
     """A copy of a tree with every `${other.key}` replaced by what it refers to. Raises `ConfigError`."""
+    config = OmegaConf.create(tree)
     try:
-        data: Any = OmegaConf.to_container(OmegaConf.create(tree), resolve=True)
+        data: Any = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
-        raise ConfigError([Problem("", f"an interpolation cannot be resolved: {error}")]) from None
+        raise ConfigError(list(_unresolved(config)) or [Problem("", str(error))]) from None
     return data
+
+
+def _unresolved(node: Any, path: str = "") -> Iterator[Problem]:
+    """Every interpolation below `node` that refers to nothing."""
+    for key in node if isinstance(node, DictConfig) else range(len(node)):
+        where = f"{path}[{key!r}]" if isinstance(node, ListConfig) else ".".join(filter(None, [path, str(key)]))
+        try:
+            child = node[key]
+        except OmegaConfBaseException as error:
+            written = OmegaConf.to_container(node)[key]  # type: ignore[index]
+            why = str(error).splitlines()[0]
+            yield Problem(
+                where, f"{written!r} cannot be resolved ({why}); refer to what there is, or write the value itself"
+            )
+        else:
+            if isinstance(child, DictConfig | ListConfig):
+                yield from _unresolved(child, where)
 
 
 def _by_reason(unused: list[Problem]) -> Iterator[str]:
@@ -88,7 +106,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     following: Path | None = path
     while following is not None:
         if following.resolve() in chain:
-            raise ConfigError(f"{path}: base leads in a circle, back to {following}")
+            raise ConfigError(f"{path}: base leads in a circle, back to {following}; remove one base")
         chain.append(following.resolve())
         layers.append(_read_one(following))
         base = layers[-1].pop("base", None)
@@ -100,16 +118,37 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _read_one(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        raise ConfigError(f"config file {path} is a directory; give a file in it")
     if not path.is_file():
         near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         raise ConfigError(f"config file {path} does not exist" + (f"; there are: {', '.join(near)}" if near else ""))
     try:
         data = OmegaConf.to_container(OmegaConf.load(path))
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not text in UTF-8 ({error}); give a YAML file, written in UTF-8") from error
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}\n{_yaml_advice(error, path)}") from error
+    except OSError as error:
+        raise ConfigError(f"config file {path} cannot be read: {error.strerror}; allow it, or give another") from error
     if not isinstance(data, dict):
-        raise ConfigError(f"{path} must hold a mapping of keys to values")
+        raise ConfigError(f"{path} holds a {type(data).__name__}; it must hold a mapping, lines of `key: value`")
+    if not data:
+        raise ConfigError(f"{path} is empty; write keys into it, or leave config= out (--help tells all keys)")
     return {str(key): value for key, value in data.items()}
+
+
+def _yaml_advice(error: Exception, path: Path) -> str:
+    """What to do about the kinds of broken YAML whose own words do not tell."""
+    mark = getattr(error, "problem_mark", None)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    if mark is not None and mark.line < len(lines) and lines[mark.line].startswith("\t"):
+        return "indent with spaces; YAML takes no tab"
+    if "duplicate key" in str(error):
+        return "keep one of the two"
+    if "python/" in str(error):
+        return "write plain values; nothing in a configuration is run"
+    return "correct that line, or the one before it"
 
 
 def save_config(config: Any, path: Path) -> None:
@@ -128,7 +167,7 @@ def _apply(data: dict[str, Any], arg: str) -> list[Problem]:
     """Set one `a.b=value` in `data`, or say why not."""
     key, eq, text = arg.partition("=")
     if not eq or not key:
-        hint = f"; did you mean config={arg}?" if arg.endswith((".yaml", ".yml")) else ""
+        hint = f"; did you mean config={arg}?" if arg.endswith((".yaml", ".yml")) else f"; write {key or 'KEY'}=VALUE"
         return [Problem(arg, f"is not of the form key=value{hint}")]
     try:
         parsed: Any = OmegaConf.to_container(OmegaConf.create(f"value: {text}"))
@@ -155,7 +194,7 @@ def put(tree: dict[str, Any], key: str, value: Any) -> list[Problem]:
             ]
         node = node.setdefault(name, {})
         if not isinstance(node, dict):
-            return [Problem(key, f"{section} is a value, not a section")]
+            return [Problem(key, f"{section} is a value, not a section; give {section}=VALUE")]
     node[leaf] = value
     return []
 

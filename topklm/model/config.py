@@ -73,10 +73,15 @@ class ModelConfig:
             yield Problem("sliding_window", f"{self.sliding_window}: there is no sliding-window attention, only null")
         if not -(2**62) < self.seed < 2**62:
             yield Problem("seed", f"{self.seed} is too large")
-        if self.norm_eps < 0 or self.rope_theta <= 0:
-            yield Problem("norm_eps" if self.norm_eps < 0 else "rope_theta", "must be positive")
+        if self.norm_eps < 0:
+            yield Problem("norm_eps", f"{self.norm_eps} is negative")
+        if self.rope_theta <= 0:
+            yield Problem("rope_theta", f"{self.rope_theta} is not above 0")
         if self.ffn_dim is not None and self.ffn_dim_multiplier is not None:
-            yield Problem("ffn_dim", "give ffn_dim or ffn_dim_multiplier, not both")
+            yield Problem(
+                "ffn_dim",
+                f"{self.ffn_dim} is given beside ffn_dim_multiplier {self.ffn_dim_multiplier}; give one, not both",
+            )
         if self.backend == "lingua" and self.n_heads and self.head_dim and self.dim % self.n_heads:
             yield Problem(
                 "backend", f"Lingua's blocks need a dim divisible by n_heads, not {self.dim} and {self.n_heads}"
@@ -87,7 +92,7 @@ class ModelConfig:
         if any((n or 1) < 1 for n in (self.n_heads, self.head_dim, self.n_kv_heads)) or self.dim < 1:
             return
         if self.n_heads is None and self.head_dim is None:
-            yield Problem("n_heads", "give n_heads or head_dim")
+            yield Problem("n_heads", "is null, and so is head_dim; give n_heads or head_dim")
         elif self.head_dim is None and self.dim % (self.n_heads or 1):
             yield Problem("n_heads", f"dim {self.dim} is not divisible by {self.n_heads} heads; give head_dim too")
         elif self.n_heads is None and self.dim % (self.head_dim or 1):

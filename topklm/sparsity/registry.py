@@ -86,8 +86,8 @@ def option_problems(schema: type, given: dict[str, Any]) -> Iterator[Problem]:
     values = {}
     for key, value in given.items():
         if key not in hints:
-            known = ", ".join(hints) or "it has none"
-            yield Problem(f"options.{key}", f"is no option of this activation; known: {known}")
+            advice = f"it has {', '.join(hints)}" if hints else "it has none, leave it out"
+            yield Problem(f"options.{key}", f"is no option of this activation; {advice}")
         elif not _fits(hints[key], value):
             yield Problem(f"options.{key}", f"{value!r} is not {_described(hints[key])}")
         else:

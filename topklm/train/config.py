@@ -84,14 +84,17 @@ class TrainConfig:
 
     def problems(self) -> Iterator[Problem]:
         if not -(2**31) < self.seed < 2**31:
-            yield Problem("seed", f"{self.seed} does not fit 32 bits")
+            yield Problem("seed", f"{self.seed} does not fit 32 bits; take one between -2147483647 and 2147483647")
         if not self.dump_dir:
             yield Problem("dump_dir", f"is missing: the directory of this run, such as dump_dir=runs/{self.name}")
         for name in ("steps", "grad_acc_steps", "max_nonfinite"):
             if getattr(self, name) < 1:
                 yield Problem(name, f"{getattr(self, name)} is below 1")
         if self.init_from is not None and self.checkpoint.init_ckpt_path is not None:
-            yield Problem("init_from", "is given beside checkpoint.init_ckpt_path; a run starts from one of them")
+            yield Problem(
+                "init_from",
+                f"{self.init_from} is given beside checkpoint.init_ckpt_path; a run starts from one of them",
+            )
         if self.topk is not None and self.init_from is None:
             for problem in self.topk.problems_for(self.model.dim, self.model.n_layers):
                 yield problem.under("topk")

@@ -61,7 +61,7 @@ class OptimConfig:
         if not 0 <= self.weight_decay < math.inf:
             yield Problem("weight_decay", f"{self.weight_decay} must be a finite number that is not negative")
         if self.warmup < 0:
-            yield Problem("warmup", f"{self.warmup} is negative")
+            yield Problem("warmup", f"{self.warmup} is negative; 0: no warm-up")
         if self.scheduler == "wsd" and self.decay_fraction >= self.cycle_length:
             yield Problem("decay_fraction", f"{self.decay_fraction} must be below cycle_length {self.cycle_length}")
         if self.scheduler == "wsd" and self.lr_min_ratio == 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,7 +42,7 @@ def preflight(config: TrainConfig, data: TrainData, *, is_main: bool) -> TextIO 
         try:
             find_lingua()
         except ConfigError as error:
-            problems += error.problems
+            problems += [problem.under("model.backend") for problem in error.problems]
     problems += _evaluation_problems(config, data, is_main=is_main)
     if is_main and config.optim.scheduler != "constant" and config.optim.warmup >= config.steps:
         last = learning_rate(config.optim, config.steps - 1, config.steps)
@@ -49,18 +50,31 @@ def preflight(config: TrainConfig, data: TrainData, *, is_main: bool) -> TextIO 
             "the run of %d steps ends in its warm-up of %d: the highest learning rate is %.3g, not optim.lr=%g",
             config.steps, config.optim.warmup, last, config.optim.lr,
         )  # fmt: skip
+    for key, place in (("dump_dir", Path(config.dump_dir)), ("checkpoint.path", config.checkpoint_dir)):
+        problems += _place_problems(key, place)
+    if problems:  # before anything is made
+        raise ConfigError(problems)
     lock = None
     try:
         Path(config.dump_dir).mkdir(parents=True, exist_ok=True)
         if is_main:
             lock = _lock(Path(config.dump_dir) / ".lock")
     except BlockingIOError:
-        problems.append(Problem("dump_dir", f"{config.dump_dir} is in use by another process; stop it or take another"))
+        told = f"{config.dump_dir} is in use by another process; stop it or take another"
+        raise ConfigError([Problem("dump_dir", told)]) from None
     except OSError as error:
-        problems.append(Problem("dump_dir", f"{config.dump_dir} cannot be written: {error.strerror}"))
-    if problems:
-        raise ConfigError(problems)
+        told = f"{config.dump_dir} cannot be written: {error.strerror}; allow it, or choose another"
+        raise ConfigError([Problem("dump_dir", told)]) from error
     return lock
+
+
+def _place_problems(key: str, place: Path) -> Iterator[Problem]:
+    """Why the directory `place` could not be made or written; nothing is made to find out."""
+    there = next(path for path in (place, *place.absolute().parents) if path.exists())
+    if not there.is_dir():
+        yield Problem(key, f"{place} cannot be a directory, because {there} is a file; choose another")
+    elif not os.access(there, os.W_OK | os.X_OK):
+        yield Problem(key, f"{place} cannot be written, {there} does not allow it; allow it, or choose another")
 
 
 def _evaluation_problems(config: TrainConfig, data: TrainData, *, is_main: bool) -> Iterator[Problem]:
