@@ -31,12 +31,33 @@ def metrics(dump_dir, key="loss/out"):
     return {line["global_step"]: line[key] for line in lines if key in line}
 
 
-def start_app(*args):
+def start_app(*args, env=None):
     """Start `python -m ...` in the background; stderr is a pipe."""
     return subprocess.Popen(
         [sys.executable, "-m", *map(str, args)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
     )  # fmt: skip
+
+
+def prepare_speeches(out):
+    """Presidential addresses, a few documents, 512 SentencePiece pieces, as a data.root_dir."""
+    run_app(
+        "apps.prepare", "config=configs/data/quickstart.yaml", f"out_dir={out}",
+        "sources.sotu.glob=data/speeches/*19[0-2]*.txt", f"tokenizer.path={out}/tokenizer.model",
+        "tokenizer.train.vocab_size=512", "val_fraction=0.1", "workers=1",
+    )  # fmt: skip
+
+
+def tiny_run(data):
+    """Arguments of a run of 96 k parameters on the speeches; the caller appends dump_dir."""
+    return [
+        f"data.root_dir={data}", "data.sources={sotu: 1.0}", "data.seq_len=32", "data.batch_size=4",
+        "data.global_batch_size=8", "data.load_async=false", "steps=24",
+        "model.dim=32", "model.n_layers=4", "model.n_heads=2", "model.multiple_of=16",
+        "optim.lr=0.003", "optim.warmup=4", "distributed.model_dtype=fp32", "logging.freq=1",
+        "checkpoint.dump={every: 5, keep: 0}", "eval={every: 8, validation: {max_tokens: 2000}}",
+        "topk={k: 8, n_dense_tail: 1, anneal_ratio: 0.5}",
+    ]  # fmt: skip
 
 
 def torchrun(ranks):
