@@ -1,4 +1,4 @@
-"""Kill a training run again and again and prove that nothing is lost: `python -m scripts.soak --out DIR [--kills 50] ...`.
+"""Kill a training run again and again and prove that nothing is lost: `python -m scripts.soak --out DIR [--kills 50]`.
 
 From the repository's root. A tiny run is trained once without interruption, then again and again while it is killed
 (SIGKILL) at random moments, many of them in the middle of a save, of its completion or of a clean-up, and resumed.
