@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import _set_pg_timeout as set_timeout
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from topklm.errors import ConfigError, Problem
@@ -74,11 +75,15 @@ class DistributedConfig:
         if self.model_dtype == "fp16":
             yield Problem("model_dtype", "fp16 needs loss scaling, which is not here; use bf16, which has fp32's range")
         if self.selective_activation_checkpointing and self.activation_checkpointing == "full":
-            yield Problem("activation_checkpointing", "full contradicts selective_activation_checkpointing: true")
+            yield Problem(
+                "activation_checkpointing", "full contradicts selective_activation_checkpointing: true; remove one"
+            )
         if self.fsdp_type == "no_shard" and (self.dp_shard or 1) > 1:
-            yield Problem("dp_shard", f"{self.dp_shard} contradicts fsdp_type: no_shard")
-        if self.timeout_minutes <= 0 or self.compile_cache_size_limit < 1:
-            yield Problem("timeout_minutes" if self.timeout_minutes <= 0 else "compile_cache_size_limit", "too small")
+            yield Problem("dp_shard", f"{self.dp_shard} contradicts fsdp_type: no_shard; take full_shard, or null")
+        if self.timeout_minutes <= 0:
+            yield Problem("timeout_minutes", f"{self.timeout_minutes} is not above 0")
+        if self.compile_cache_size_limit < 1:
+            yield Problem("compile_cache_size_limit", f"{self.compile_cache_size_limit} is below 1")
 
     def mesh_shape(self, world_size: int) -> tuple[int, int]:
         """(dp_replicate, dp_shard) for `world_size` ranks. Raises `ConfigError` if they do not multiply to it."""
@@ -129,6 +134,12 @@ def world_from_env() -> World:
         raise ConfigError(
             f"RANK, LOCAL_RANK and WORLD_SIZE must be whole numbers, as torchrun sets them ({error})"
         ) from None
+    if not 0 <= rank < size:
+        raise ConfigError(
+            f"RANK {rank} is not one of WORLD_SIZE {size} ranks, counted from 0; let torchrun set both, or unset both"
+        )
+    if absent := [name for name in ("MASTER_ADDR", "MASTER_PORT") if size > 1 and not os.environ.get(name)]:
+        raise ConfigError(f"WORLD_SIZE is {size}, but {' and '.join(absent)} are not set; start it by torchrun")
     if not torch.cuda.is_available():
         return World(rank, local_rank, size, torch.device("cpu"))
     if local_rank >= torch.cuda.device_count():
@@ -161,6 +172,8 @@ def start(world: World, config: DistributedConfig) -> World:
     else:
         dist.init_process_group(backend, timeout=timeout)
     mesh = init_device_mesh(world.device.type, shape, mesh_dim_names=("dp_replicate", "dp_shard"))
+    for group in mesh.get_all_groups():
+        set_timeout(timeout, group)  # a mesh makes its groups with torch's own timeouts
     cpu_group = dist.new_group(backend="gloo", timeout=timeout)
     return replace(world, cpu_group=cpu_group, mesh=mesh)
 
@@ -188,7 +201,8 @@ def parallelize(model: nn.Module, world: World, config: DistributedConfig) -> No
         return
     dtype = DTYPES[config.model_dtype]
     # Inputs are not cast: the rotary tables stay fp32, and the stream has the dtype of the embedding already.
-    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    wide = torch.promote_types(dtype, torch.float32)
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=wide, cast_forward_inputs=False)
     # One copy of the weights needs no replicate dimension, whose all-reduce over one rank would still be called.
     mesh = world.mesh["dp_shard"] if world.mesh.size(0) == 1 else world.mesh
     for block in layers.children():

@@ -1,4 +1,9 @@
-"""The random state of a rank, as JSON, so that a resumed run draws what the interrupted one would have drawn."""
+"""The random state of a rank, as JSON, so that a resumed run draws what the interrupted one would have drawn.
+
+Nothing in training draws numbers at random today: batches and first weights have generators of their own. For what
+will: a rank that was there when the checkpoint was written goes on with its own state; a rank that was not begins a
+stream of its own, seeded with (seed, rank, step). No two ranks ever share one.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +15,13 @@ import numpy as np
 import torch
 
 
-def seed_everything(seed: int, rank: int) -> None:
-    """Seed Python, NumPy and torch (all devices); every rank draws its own numbers."""
-    random.seed(seed + rank)
-    np.random.seed((seed + rank) % 2**32)
-    torch.manual_seed(seed + rank)
+def seed_everything(seed: int, rank: int, step: int = 0) -> None:
+    """Seed Python, NumPy and torch (all devices). Every (seed, rank, step) has a stream of its own."""
+    sequence = np.random.SeedSequence((abs(seed), int(seed < 0), rank, step))
+    first, second, third, fourth = (int(word) for word in sequence.generate_state(4))
+    random.seed(first)
+    np.random.seed(second)
+    torch.manual_seed(third << 32 | fourth)
 
 
 def rng_state(device: torch.device) -> dict[str, Any]:

@@ -36,10 +36,12 @@ from topklm.sparsity import ActivationSteps, alpha_at, get_alpha, set_alpha
 from topklm.sparsity.registry import activation_class
 from topklm.train.config import TrainConfig
 from topklm.train.evaluation import EVAL_METRICS, VALIDATION_METRICS, evaluate_step
+from topklm.train.exit_record import ExitRecord
 from topklm.train.metrics import Console, MetricsWriter, rewind_metrics
 from topklm.train.nonfinite import NonFiniteGuard
 from topklm.train.optim import apply_settings, build_optimizer, learning_rate
 from topklm.train.parallel import World, new_gloo_group, parallelize, start, world_from_env
+from topklm.train.peers import naming_lost_peers
 from topklm.train.preflight import preflight
 from topklm.train.rng import restore_rng, rng_state, seed_everything
 from topklm.train.settle import settle
@@ -56,11 +58,18 @@ def train(config: TrainConfig) -> int:
     a process group is opened or a GPU touched.
     """
     world = world_from_env()
-    data = open_data(config.data)
-    config = settle(config, vocab_size=data.vocab_size, world_size=world.size, tokenizer_dir=data.tokenizer_dir)
-    lock = preflight(config, data, is_main=world.is_main)
-    world = start(world, config.distributed)
-    code = Trainer(config, data, world).run()
+    with StopRequest(world.size) as stop:
+        data = open_data(config.data)
+        config = settle(config, vocab_size=data.vocab_size, world_size=world.size, tokenizer_dir=data.tokenizer_dir)
+        lock = preflight(config, data, is_main=world.is_main)
+        with (
+            ExitRecord(Path(config.dump_dir), world.rank) as record,
+            naming_lost_peers(config.checkpoint_dir, world.size),
+        ):
+            world = start(world, config.distributed)
+            trainer = record.trainer = Trainer(config, data, world)
+            code = trainer.run(stop)
+            record.ends_with(code, stop.name)
     # Not after an error: other ranks may be waiting in a collective, and this would wait with them.
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -111,11 +120,10 @@ class Trainer:
     def _batch_size(self) -> int:
         return self.config.data.global_batch_size or 0  # filled by settle()
 
-    def run(self) -> int:
-        """Train to the last step, or to a signal; returns the exit code."""
-        config = self.config
+    def run(self, stop: StopRequest | None = None) -> int:
+        """Train to the last step, or until `stop` has a signal; returns the exit code."""
+        config, stop = self.config, stop or StopRequest()
         with ExitStack() as stack:
-            stop = stack.enter_context(StopRequest())
             stack.callback(self.store.finish)  # a save in the background is completed whatever ends the run
             self.metrics = self._open_outputs(stack)
             self.console = stack.enter_context(Console(config.steps, self.step, self.world.is_main))
@@ -126,18 +134,25 @@ class Trainer:
                 log.info("nothing to do: %d of %d steps are done", self.step, config.steps)
                 return 0
             while self.step < config.steps:
+                # Before the first step too: a signal may have come while the run was being set up.
+                if stop.agreed(self.world.cpu_group):
+                    self._stop(stop.name)
+                    return EXIT_PREEMPTED
                 loss, grad_norm, rate = self._train_step(next(batches))
                 self.step += 1
                 self.throughput.step()
                 self._after_step(loss, grad_norm, rate)
-                signum = stop.agreed(self.world.cpu_group)
-                if signum:
-                    self._save()
-                    self.store.finish()
-                    log.warning("signal %d: saved at step %d; start the same command to go on", signum, self.step)
-                    return EXIT_PREEMPTED
             self.store.finish()
         return 0
+
+    def _stop(self, signal_name: str) -> None:
+        """Save what was trained, whatever is being saved in the background already."""
+        if self.step:
+            self._save()
+            self.store.finish()
+            log.warning("%s: saved at step %d; start the same command to go on", signal_name, self.step)
+        else:
+            log.warning("%s before the first step: nothing to save yet; start the same command again", signal_name)
 
     def _train_step(self, batches: Any) -> tuple[Tensor, Tensor, float]:
         """One optimizer step over this rank's micro-batches.
@@ -240,6 +255,7 @@ class Trainer:
         state = {
             "step": self.step,
             "acc_step": 0,
+            "rank": self.world.rank,
             "skipped_steps": self.guard.check(),
             "data": {"fingerprint": self.data.fingerprint},
             "rng": rng_state(self.world.device),
@@ -279,7 +295,9 @@ class Trainer:
                 )
             self.step, skipped = state["step"], state["skipped_steps"]
             apply_settings(self.optimizer, config.optim)
-            restore_rng(state["rng"], self.world.device)
+            seed_everything(config.seed, self.world.rank, self.step)
+            if state.get("rank", 0) == self.world.rank:  # else of a run with fewer ranks, of which this was none
+                restore_rng(state["rng"], self.world.device)
             log.info("resuming from %s", path)
         elif init is not None:
             source = resolve(Path(init))
