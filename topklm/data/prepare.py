@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -125,7 +126,11 @@ def _finish(job: Job, request: dict[str, Any], tokenizer: Tokenizer, results: li
     (directory / "skipped.jsonl.tmp").replace(directory / "skipped.jsonl")
     counts: dict[str, Any] = {split: _counts([s for s in shards if s.split == split]) for split in SPLITS}
     if not counts["train"]["documents"]:
-        raise DataError(f"source {job.source}: no training document in {len(results)} work items; see {directory}")
+        skipped_ones = ", ".join(f"{n:,} {reason}" for reason, n in skipped.items()) or "none"
+        raise DataError(
+            f"source {job.source}: no training document is left; held out: {counts['val']['documents']:,} "
+            f"(val_fraction {job.val_fraction}), skipped: {skipped_ones}; lower val_fraction, or give more documents"
+        )
     if request["split"] == BY_FILES and not counts["val"]["documents"]:
         log.warning("%s: its *.val.jsonl hold no document, so none was held out", job.source)
     elif job.val_fraction and not counts["val"]["documents"]:
@@ -241,19 +246,31 @@ def _explained(error: OSError, out: Path) -> ConfigError | DataError:
 
 @contextmanager
 def _only_one(out: Path) -> Iterator[None]:
-    """Keep a second preparation out of the same directory; the lock ends with the process, however it ends."""
+    """Keep a second preparation out of the same directory; the lock ends with the process, however it ends.
+
+    A preparation that was refused before it began leaves no trace: neither the lock's file nor `out`.
+    """
     import fcntl
 
+    new = [path for path in (out / ".lock", out, *out.parents) if not path.exists()]
+    before = set(out.iterdir()) if out.is_dir() else set()
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = open(out / ".lock", "w")  # noqa: SIM115 (closed below)
     except OSError as error:
         raise ConfigError(f"out_dir: {out} cannot be written ({error.strerror}); choose another place") from error
     with lock:
+        busy = f"another preparation is at work in {out}; wait for it or choose another out_dir"
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ConfigError(
-                f"another preparation is at work in {out}; wait for it or choose another out_dir"
-            ) from error
-        yield
+            raise ConfigError(busy) from error
+        if not os.fstat(lock.fileno()).st_nlink:  # one that was refused has just removed it
+            raise ConfigError(busy)
+        try:
+            yield
+        except BaseException:
+            if set(out.iterdir()) - {out / ".lock"} == before:
+                for path in new:
+                    path.rmdir() if path.is_dir() else path.unlink()
+            raise

@@ -151,18 +151,23 @@ class ItemWorker:
 def too_many_skipped(job: Job, skipped: int, seen: int, lists: list[Path], show: int = 5) -> str:
     """Message with the first skipped documents out of the files `lists`."""
     first: list[str] = []
+    reasons = set()
     for path in lists:
         with open(path, encoding="utf-8") as file:
             for line in file:
                 bad = json.loads(line)
+                reasons.add(bad["reason"])
                 first.append(f"  - {bad['location']}: {bad['reason']} {bad['detail']}".rstrip())
                 if len(first) == show:
                     break
         if len(first) == show:
             break
+    field = f"set sources.{job.source}.text_field, " if "missing_field" in reasons else ""
     return (
         f"source {job.source}: {skipped} of {seen} documents cannot be used, more than max_skipped="
-        f"{job.max_skipped} allows. The first ones:\n" + "\n".join(first) + "\nRepair them, or raise max_skipped "
+        f"{job.max_skipped} allows. The first ones:\n"
+        + "\n".join(first)
+        + f"\nRepair them, {field}or raise max_skipped "
         "(a number, or a share such as 0.05) and run the same command again; finished work is kept"
     )
 

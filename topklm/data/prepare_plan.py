@@ -63,6 +63,9 @@ def survey(config: PrepareConfig, names: list[str]) -> Survey:
         with under(f"sources.{name}"):
             items[name] = list_items(config.sources[name], config.item_bytes)
             inputs[name] = list_inputs(config.sources[name])
+            if not items[name]:
+                empty = _first(sorted(inputs[name]))
+                raise DataError(f"source {name}: its files are empty ({empty}); leave it out, or give documents")
     _raise_all(errors)
     return Survey(
         tokenizer=tokenizer,

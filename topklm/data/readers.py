@@ -208,7 +208,9 @@ def parquet_parts(config: SourceConfig, files: Iterable[Path]) -> Iterator[tuple
             names = meta.schema.to_arrow_schema().names
             named = file_part(file)
         except (OSError, ValueError) as error:
-            raise DataError(f"{file} is not a readable parquet file ({error})") from error
+            raise DataError(
+                f"{file} is not a readable parquet file ({error}); copy it again, or correct the source's kind"
+            ) from error
         if not any(field in names for field in config.text_fields):
             raise ConfigError(
                 f"{file} has no column {' or '.join(config.text_fields)}; set text_field to one of {', '.join(names)}"

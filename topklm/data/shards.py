@@ -18,7 +18,7 @@ import hashlib
 import json
 import os
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -27,7 +27,7 @@ from typing import Any, BinaryIO, Literal, Self, get_args
 import numpy as np
 
 from topklm.config import build
-from topklm.errors import ConfigError, DataError
+from topklm.errors import ConfigError, DataError, Problem
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -82,6 +82,11 @@ class Manifest:
     """Documents that were left out, by reason; `skipped.jsonl` lists them."""
     shards: list[ShardInfo]
     """All shards of both splits, in the order of the tokens."""
+
+    def problems(self) -> Iterator[Problem]:
+        for i, shard in enumerate(self.shards):
+            if Path(shard.name).name != shard.name:  # it may come from elsewhere
+                yield Problem(f"shards[{i}].name", f"{shard.name!r} is no name of a file in this directory")
 
     def fingerprint(self) -> str:
         """sha256 (hex) over what decides the batches: tokenizer, dtype and tokens; not over where they came from."""

@@ -64,7 +64,7 @@ class SourceConfig:
         for field in fields(self):
             known = ("kind", *_FIELDS_OF_KIND[self.kind])
             if field.name not in known and getattr(self, field.name) is not None:
-                yield Problem(field.name, f"has no meaning for the kind {self.kind}")
+                yield Problem(field.name, f"has no meaning for the kind {self.kind}; leave it out")
 
     @property
     def text_fields(self) -> tuple[str, ...]:

@@ -122,6 +122,9 @@ def _map(path: Path, dtype: np.dtype, length: int, problems: list[str]) -> np.nd
     if not path.is_file():
         problems.append(f"{path} is missing")
         return empty
+    if not path.resolve().is_relative_to(path.parents[1].resolve()):
+        problems.append(f"{path} is a link that leads out of the source's directory")
+        return empty
     try:
         mapped = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:

@@ -324,7 +324,7 @@ def load_tokenizer(name: str, path: str | Path | None = None) -> Tokenizer:
     if file.is_dir():
         raise ConfigError(f"tokenizer.path: {file} is a directory; give the file in it (tokenizer.name is {name})")
     if not file.is_file():
-        raise ConfigError(f"tokenizer.path: {file} does not exist (tokenizer.name is {name})")
+        raise ConfigError(f"tokenizer.path: {file} does not exist (tokenizer.name is {name}); correct the path")
     try:
         if name == "hf":
             return HFTokenizer.from_file(file)
@@ -337,7 +337,7 @@ def open_saved_tokenizer(directory: Path) -> Tokenizer:
     """The tokenizer that `Tokenizer.save` wrote into `directory`. Raises `DataError` if it is missing or changed."""
     path = directory / META
     if not path.is_file():
-        raise DataError(f"{path} does not exist; {directory} holds no saved tokenizer")
+        raise DataError(f"{path} does not exist; {directory} holds no saved tokenizer, copy it there or prepare again")
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
         name, sha256, bos_id, eos_id = (meta[key] for key in ("name", "sha256", "bos_id", "eos_id"))
@@ -382,10 +382,10 @@ def _parse_ranks(definition: bytes) -> dict[bytes, int]:
         except (ValueError, binascii.Error) as error:
             raise DataError(f"line {number} is not 'base64 rank'; is it a SentencePiece model?") from error
     if sorted(ranks.values()) != list(range(len(ranks))):
-        raise DataError("the ranks are not 0, 1, 2, ... each once; the file is damaged")
+        raise DataError("the ranks are not 0, 1, 2, ... each once; the file is damaged, copy it again")
     missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
     if missing:
-        raise DataError(f"{len(missing)} of the 256 single bytes have no rank; the file is damaged")
+        raise DataError(f"{len(missing)} of the 256 single bytes have no rank; the file is damaged, copy it again")
     return ranks
 
 
@@ -394,4 +394,6 @@ def _parse_hf(definition: bytes) -> Any:
     try:
         return tokenizers.Tokenizer.from_str(definition.decode("utf-8"))
     except Exception as error:  # the library raises plain Exception
-        raise DataError(f"not a tokenizer.json that `tokenizers` can read ({error})") from error
+        raise DataError(
+            f"not a tokenizer.json that `tokenizers` can read ({error}); copy it again, or correct tokenizer.name"
+        ) from error

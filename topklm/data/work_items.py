@@ -7,6 +7,7 @@ configuration and the files alone, so any number of processes may read them in a
 
 from __future__ import annotations
 
+import codecs
 import glob as globbing
 import logging
 from collections.abc import Iterable, Iterator
@@ -26,6 +27,8 @@ _SUFFIXES = {
     "text": (".txt",),
     "package": (".txt",),
 }
+_COMPRESSED = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd"}
+"""Endings of compressed JSONL, and how such a file begins."""
 
 
 def list_items(config: SourceConfig, item_bytes: int) -> list[WorkItem]:
@@ -92,7 +95,8 @@ def _files(config: SourceConfig) -> list[Path]:
     files = sorted(file for file in found if file.is_file() and file.name.endswith(suffixes))
     if not files:
         looked_for = config.glob or (f"*{' or *'.join(suffixes)}" if root.is_dir() else "")
-        raise ConfigError(f"no files at {config.package or where}" + (f" ({looked_for})" if looked_for else ""))
+        told = f"no files at {config.package or where}{f' ({looked_for})' * bool(looked_for)}; correct it"
+        raise ConfigError([Problem("package" if config.kind == "package" else "path", told)])
     return files
 
 
@@ -120,12 +124,29 @@ def _jsonl_parts(files: list[Path], item_bytes: int) -> Iterator[tuple[dict[str,
         size = part["size"]
         if not size:
             log.warning("%s is empty", file)
-        if file.suffix in (".gz", ".zst"):
+        _check_beginning(file)
+        if file.suffix in _COMPRESSED:
             yield part, size
             continue
         for start in range(0, size, item_bytes):
             end = min(start + item_bytes, size)
             yield {**part, "start": start, "end": end}, end - start
+
+
+def _check_beginning(file: Path) -> None:
+    """Raise `DataError` for a file whose first bytes contradict its name, or that is text in another encoding."""
+    try:
+        with open(file, "rb") as stream:
+            head = stream.read(4)
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error}") from error
+    for suffix, magic in _COMPRESSED.items():
+        if head.startswith(magic) and file.suffix != suffix:
+            raise DataError(f"{file} is compressed, but not named so; rename it to {file.name}{suffix}")
+        if head and file.suffix == suffix and not head.startswith(magic):
+            raise DataError(f"{file} is not compressed as its name says; rename it to {file.stem}")
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise DataError(f"{file} is text in UTF-16; write it in UTF-8, such as with: iconv -f UTF-16 -t UTF-8")
 
 
 def _lingua(config: SourceConfig) -> LinguaFiles:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-from topklm.data import TrainData, n_scored_tokens
+from topklm.data import TrainData, n_scored_tokens, open_saved_tokenizer
 from topklm.errors import ConfigError, Problem, TopklmError
 from topklm.evaluate import check_tasks, windows_of
 from topklm.model.lingua import find_lingua
@@ -26,8 +26,10 @@ def preflight(config: TrainConfig, data: TrainData, *, is_main: bool) -> TextIO 
     """Check packages, held-out tokens, the data of tasks, and the dump directory, which is made.
 
     Returns the run's lock, held by the main rank as long as the file is open: two processes that write one run
-    would destroy each other's checkpoints. Raises `ConfigError` with everything that is wrong.
+    would destroy each other's checkpoints. Raises `ConfigError` with everything that is wrong, `DataError` if
+    the data have lost their tokenizer.
     """
+    open_saved_tokenizer(data.tokenizer_dir)  # each checkpoint gets a copy
     problems = []
     for wanted, module, extra in (
         (config.logging.wandb, "wandb", "topklm[wandb]"),

@@ -273,7 +273,7 @@ def test_a_wrong_field_is_noticed_early(config: PrepareConfig, tmp_path: Path) -
 
 def test_no_documents(config: PrepareConfig, tmp_path: Path, caplog) -> None:
     (tmp_path / "docs.jsonl").write_text("")
-    with pytest.raises(DataError, match="no training document"):
+    with pytest.raises(DataError, match="its files are empty"):
         prepare(config)
     write_jsonl(tmp_path / "docs.jsonl", [t for t in documents(9) if split_of(t, 0.2, "topklm") == "train"])
     prepare(replace(config, overwrite=True))

@@ -182,7 +182,7 @@ def test_all_bad_sources_are_told_at_once_and_nothing_is_thrown_away(config: Pre
     with pytest.raises(ConfigError) as error:
         prepare(replace(config, sources=sources, tokenizer=tokenizer, overwrite=True))
     told = "\n".join(map(str, error.value.problems))
-    parts = ["gone.model does not exist", "sources.a: no files", "bad.parquet is not", "sources.c", "sources.hub"]
+    parts = ["gone.model does not exist", "sources.a.path: no files", "bad.parquet is not", "sources.c", "sources.hub"]
     assert sorted(parts, key=told.index) == parts
     assert len(error.value.problems) == len(parts)
     assert read_manifest(Path(config.out_dir) / "web") == before

@@ -94,7 +94,7 @@ def test_truncated_compressed_files_stop(tmp_path, suffix: str) -> None:
     with pytest.raises(DataError, match="cannot be read to its end"):
         read_all(SourceConfig(kind="jsonl", path=str(file)))
     file.write_bytes(b"no compressed file")
-    with pytest.raises(DataError, match="cannot be read to its end"):
+    with pytest.raises(DataError, match=r"not compressed as its name says; rename it to a\.jsonl"):
         read_all(SourceConfig(kind="jsonl", path=str(file)))
 
 

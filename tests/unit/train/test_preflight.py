@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.data.synthetic import documents, write_source
 from topklm.data import DataConfig, open_data
-from topklm.errors import ConfigError
+from topklm.errors import ConfigError, DataError
 from topklm.evaluate import EvalConfig, HarnessConfig, ValidationConfig
 from topklm.train import TrainConfig
 from topklm.train.preflight import preflight
@@ -42,7 +42,7 @@ def test_a_tokenizer_that_is_not_there(tmp_path):
     data = DataConfig(root_dir=str(tmp_path / "data"), sources={"a": 1.0}, seq_len=8)
     (tmp_path / "data/a/tokenizer/tokenizer_meta.json").unlink()
     config = TrainConfig(dump_dir=str(tmp_path / "run"), data=data, eval=EvalConfig())
-    with pytest.raises(ConfigError, match="tokenizer_meta"):
+    with pytest.raises(DataError, match="tokenizer_meta"):
         preflight(config, open_data(data), is_main=True)
     preflight(dataclasses.replace(config, eval=None), open_data(data), is_main=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import logging
 import os
@@ -47,6 +48,10 @@ class Case:
     environment: dict[str, str] = field(default_factory=dict)
     words_of: str | None = None
     """A regular expression of what another library says, which is not ours and not on the page."""
+
+    def with_args(self, *args: str) -> Case:
+        """The same command with more arguments."""
+        return dataclasses.replace(self, args=(*self.args, *args))
 
     @property
     def command(self) -> str:
