@@ -16,6 +16,7 @@ from topklm.sparsity import TopKConfig
 from topklm.train.metrics import LoggingConfig
 from topklm.train.optim import OptimConfig
 from topklm.train.parallel import DistributedConfig
+from topklm.train.spikes import SpikesConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,9 @@ class TrainConfig:
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """What a NaN or infinite loss or gradient does: end the run before the optimizer step, or skip that step."""
     max_nonfinite: int = 10
-    """With on_nonfinite: skip, end the run after so many such steps in a row."""
+    """With on_nonfinite: skip, the most such steps in a row that are skipped; one more ends the run."""
+    spikes: SpikesConfig | None = field(default_factory=SpikesConfig)
+    """Reporting steps whose loss is far above those before them; null: look for none."""
     data: DataConfig = field(default_factory=DataConfig)
     """Prepared token shards and batches."""
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -1,85 +1,99 @@
 """NaN or infinity in the loss or the gradient: no optimizer step is taken with it, and nothing is saved after it.
 
 The verdict of a step is a 0-d tensor on the device, handed to the fused optimizer, which then leaves weights and
-moments as they are. So the step is stopped without waiting for the device; the host reads the verdicts when it reads
-the metrics, and before every validation and save. On a CPU it looks at every step, which costs nothing there.
+moments as they are. So the step is stopped without waiting for the device. What every step was like stays there too,
+until the host reads it: with the metrics, and before every validation and save. On a CPU it looks at every step, which
+costs nothing there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from topklm.errors import NonFiniteError
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One optimizer step, as the host reads it."""
+
+    step: int
+    """Its number, counted from 0; in metrics.jsonl and in all files it is the one after."""
+    loss: float
+    """Mean over the tokens of the global batch, nats."""
+    own_loss: float
+    """Summed over the tokens of this rank."""
+    grad_norm: float
+    """Over all ranks, before clipping."""
+    refused: bool
+    """Whether the optimizer left everything as it was."""
+
+    @property
+    def global_step(self) -> int:
+        return self.step + 1
+
+    @property
+    def is_finite(self) -> bool:
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
 class NonFiniteGuard:
-    """Watches loss and gradient norm. `describe(step)` tells this rank's documents of a step, for the message."""
+    """Watches loss and gradient norm; the same on every rank but for `own_loss`.
+
+    "stop" allows no bad step, "skip" allows `limit` in a row. Once more are there, all later steps are refused, until
+    the host has seen it: the weights stay those that the row began with. Parameters: `capacity`, the most steps
+    between two readings; `skipped` and `row`, of the process before: how many steps were skipped, and the bad ones in a
+    row with which it ended.
+    """
 
     def __init__(
         self,
         mode: Literal["stop", "skip"],
         limit: int,
         device: torch.device,
-        describe: Callable[[int], str],
+        capacity: int,
         skipped: int = 0,
+        row: Sequence[int] = (),
     ):
-        self.mode, self.limit, self.describe = mode, limit, describe
-        # Bad steps in a row now and at most; skipped steps; first step of the last row; then, of that step: whether
-        # the loss of this rank, and the loss over all ranks, was finite.
-        self._state = torch.zeros(6, device=device, dtype=torch.float64)
-        in_a_row, longest, self._skipped, self._first, own_fine, loss_fine = self._state.unbind()
-        self._in_a_row, self._longest, self._own_fine, self._loss_fine = in_a_row, longest, own_fine, loss_fine
-        self._skipped.fill_(skipped)
+        self.allowed = 0 if mode == "stop" else limit
+        self.skipped = skipped
+        """Steps that were not taken, of those that were read."""
+        self.row = list(row)
+        """Numbers of the bad steps in a row with which what was read ends."""
+        self._in_a_row = torch.full((), float(len(self.row)), device=device)
+        self._kept = torch.zeros(capacity, 4, dtype=torch.float64, device=device)
+        self._unread: list[int] = []
 
     def verdict(self, step: int, own_loss: Tensor, loss: Tensor, grad_norm: Tensor) -> Tensor:
         """1.0 where this optimizer step must not be taken, else 0.0: a 0-d fp32 tensor, for `optimizer.found_inf`.
 
-        `own_loss` is of this rank; `loss` and `grad_norm` are global, so that all ranks decide alike. With "stop",
-        every step after a bad one is refused as well, until the host has seen it.
+        `own_loss` is of this rank; `loss` and `grad_norm` are global, so that all ranks decide alike.
         """
-        bad = ~(loss.isfinite() & grad_norm.isfinite())
-        begins = bad & (self._in_a_row == 0)
-        if self.mode == "stop":
-            bad = bad | (self._in_a_row > 0)
-        for kept, value in (
-            (self._first, step),
-            (self._own_fine, own_loss.isfinite()),
-            (self._loss_fine, loss.isfinite()),
-        ):
-            kept.copy_(torch.where(begins, value, kept))
+        bad = ~(loss.isfinite() & grad_norm.isfinite()) | (self._in_a_row > self.allowed)
         self._in_a_row.add_(1).mul_(bad)
-        torch.maximum(self._longest, self._in_a_row, out=self._longest)
-        self._skipped.add_(bad)
+        figures = [t.detach().to(self._kept) for t in (loss, own_loss, grad_norm, bad)]
+        self._kept[len(self._unread)] = torch.stack(figures)
+        self._unread.append(step)
         return bad.float()
 
-    def check(self) -> int:
-        """Read the verdicts; the number of skipped steps so far. Raises `NonFiniteError`. Synchronises."""
-        _, longest, skipped, first, own_fine, loss_fine = map(int, self._state.tolist())
-        if longest > (0 if self.mode == "stop" else self.limit):
-            if own_fine and not loss_fine:
-                where = "The loss of this rank's documents was finite; another rank names its own."
-            else:
-                where = self.describe(first)
-            raise NonFiniteError(f"{self._what(first, longest)} {where}\n{_ADVICE}")
-        return skipped
+    def read(self) -> list[StepRecord]:
+        """The steps since the last call, in their order. Waits for the device."""
+        rows = self._kept[: len(self._unread)].tolist()
+        records = [
+            StepRecord(step, loss, own_loss, grad_norm, bool(refused))
+            for step, (loss, own_loss, grad_norm, refused) in zip(self._unread, rows, strict=True)
+        ]
+        self._unread = []
+        for record in records:
+            self.skipped += record.refused
+            self.row = [*self.row, record.step] if record.refused else []
+        return records
 
-    def _what(self, first: int, longest: int) -> str:
-        if self.mode == "stop":
-            return (
-                f"loss or gradient of step {first} (counted from 0) is not finite; the weights are as before it and "
-                "nothing was saved since."
-            )
-        return (
-            f"{longest} steps in a row, from step {first} on, had a loss or gradient that is not finite; "
-            f"max_nonfinite allows {self.limit}."
-        )
-
-
-_ADVICE = (
-    "Resume with a lower learning rate or other data, set on_nonfinite=skip, or find the operation with "
-    "distributed.detect_anomaly=true."
-)
+    @property
+    def failed(self) -> bool:
+        """Whether what was read ends with a row that is too long."""
+        return len(self.row) > self.allowed

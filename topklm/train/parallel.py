@@ -178,6 +178,15 @@ def start(world: World, config: DistributedConfig) -> World:
     return replace(world, cpu_group=cpu_group, mesh=mesh)
 
 
+def any_rank(flag: bool, world: World) -> bool:
+    """Whether `flag` is true on any rank; the same answer on all."""
+    if world.cpu_group is None:
+        return flag
+    found = torch.tensor(flag, dtype=torch.int32)
+    dist.all_reduce(found, dist.ReduceOp.MAX, world.cpu_group)
+    return bool(found)
+
+
 def new_gloo_group(world: World, config: DistributedConfig) -> dist.ProcessGroup | None:
     """One more group between the hosts, for what runs beside training; None for a single process."""
     if world.cpu_group is None:

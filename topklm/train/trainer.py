@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import logging
 import re
 from contextlib import ExitStack
@@ -16,7 +15,6 @@ from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-import topklm
 from topklm.checkpoint import (
     CheckpointStore,
     content_hash,
@@ -27,26 +25,28 @@ from topklm.checkpoint import (
     read_weights,
     resolve,
 )
-from topklm.config import save_config, to_dict
+from topklm.config import to_dict
 from topklm.data import TrainData, TrainLoader, open_data
-from topklm.errors import EXIT_PREEMPTED, DataError
+from topklm.errors import EXIT_PREEMPTED, DataError, NonFiniteError
 from topklm.model import build_model, init_weights
-from topklm.model.lingua import lingua_sha256
 from topklm.sparsity import ActivationSteps, alpha_at, get_alpha, set_alpha
-from topklm.sparsity.registry import activation_class
 from topklm.train.config import TrainConfig
-from topklm.train.evaluation import EVAL_METRICS, VALIDATION_METRICS, evaluate_step
+from topklm.train.diagnose import Finding, first_bad_number, first_bad_tensor
+from topklm.train.evaluation import evaluate_step
 from topklm.train.exit_record import ExitRecord
-from topklm.train.metrics import Console, MetricsWriter, rewind_metrics
-from topklm.train.nonfinite import NonFiniteGuard
+from topklm.train.metrics import Console
+from topklm.train.nonfinite import StepRecord
+from topklm.train.nonfinite_report import nonfinite_error
 from topklm.train.optim import apply_settings, build_optimizer, learning_rate
-from topklm.train.parallel import World, new_gloo_group, parallelize, start, world_from_env
+from topklm.train.outputs import open_outputs
+from topklm.train.parallel import World, any_rank, new_gloo_group, parallelize, start, world_from_env
 from topklm.train.peers import naming_lost_peers
 from topklm.train.preflight import preflight
 from topklm.train.rng import restore_rng, rng_state, seed_everything
 from topklm.train.settle import settle
 from topklm.train.signals import StopRequest
 from topklm.train.throughput import Throughput
+from topklm.train.watch import Watch
 
 log = logging.getLogger("topklm.train")
 
@@ -98,34 +98,41 @@ class Trainer:
             config.checkpoint_dir, config.checkpoint, world.rank, new_gloo_group(world, config.distributed)
         )
         self._source: dict[str, Any] | None = None  # where the first weights came from, if not from init_weights
-        skipped = self._restore()
-        self.loader = TrainLoader(
-            data,
-            global_batch_size=self._batch_size,
-            micro_batch_size=config.data.batch_size,
-            rank=world.rank,
-            world_size=world.size,
-            start_step=self.step,
-            load_async=config.data.load_async,
-            prefetch_size=config.data.prefetch_size,
-            pin_memory=world.device.type == "cuda",
-            with_document_ids=config.model.document_mask,
-        )
-        self.guard = NonFiniteGuard(
-            config.on_nonfinite, config.max_nonfinite, world.device, self._describe_documents, skipped
-        )
+        state = self._restore()
+        self.loader = self._new_loader(world.rank, world.size, config.data.load_async)
+        self.watch = Watch(config, world, self._new_loader, self._explain, state)
         self._saved_at: int | None = self.step if self.step else None
 
     @property
     def _batch_size(self) -> int:
         return self.config.data.global_batch_size or 0  # filled by settle()
 
+    def _new_loader(
+        self, rank: int, world_size: int, load_async: bool = False, start: int | None = None
+    ) -> TrainLoader:
+        config = self.config.data
+        return TrainLoader(
+            self.data,
+            global_batch_size=self._batch_size,
+            micro_batch_size=config.batch_size,
+            rank=rank,
+            world_size=world_size,
+            start_step=self.step if start is None else start,
+            load_async=load_async,
+            prefetch_size=config.prefetch_size,
+            pin_memory=self.world.device.type == "cuda",
+            with_document_ids=self.config.model.document_mask,
+        )
+
     def run(self, stop: StopRequest | None = None) -> int:
         """Train to the last step, or until `stop` has a signal; returns the exit code."""
         config, stop = self.config, stop or StopRequest()
         with ExitStack() as stack:
             stack.callback(self.store.finish)  # a save in the background is completed whatever ends the run
-            self.metrics = self._open_outputs(stack)
+            self.metrics = open_outputs(
+                stack, config, self.data, self.world, step=self.step, source=self._source,
+                n_checkpoints=len(list_checkpoints(self.store.directory)),
+            )  # fmt: skip
             self.console = stack.enter_context(Console(config.steps, self.step, self.world.is_main))
             self.throughput = Throughput(config.model, config.data.seq_len, self.world.size, self.world.device)
             batches = iter(self.loader)
@@ -160,9 +167,26 @@ class Trainer:
         Returns (mean loss over all tokens of the global batch, gradient norm before clipping, learning rate); the
         tensors are 0-d and on the device.
         """
-        config, world = self.config, self.world
+        config = self.config
         self._set_alpha(self.step)
         self.activations.before(self.step)
+        own_loss, loss = self._gradients(batches)
+        grad_norm = self._clip()
+        rate = learning_rate(config.optim, self.step, config.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.found_inf = self.watch.verdict(self.step, own_loss, loss, grad_norm)  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.activations.finish(rate / config.optim.lr, self.optimizer.found_inf)  # type: ignore[attr-defined]
+        return loss, grad_norm, rate
+
+    def _gradients(self, batches: Any) -> tuple[Tensor, Tensor]:
+        """Forward and backward pass of a step.
+
+        Returns (sum of the losses of this rank's tokens, mean over those of the global batch), 0-d on the device.
+        """
+        world = self.world
         # The loss is the sum over target tokens over their global number. FSDP2 averages gradients over the ranks,
         # so each rank's share is scaled up by their number first.
         n_targets = batches.n_targets
@@ -179,20 +203,27 @@ class Trainer:
         own_loss = total.clone()
         if world.mesh is not None:
             dist.all_reduce(total)
-        mean_loss = total / n_targets
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.optim.clip)
-        if isinstance(grad_norm, DTensor):
-            grad_norm = grad_norm.full_tensor()
-        rate = learning_rate(config.optim, self.step, config.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.found_inf = self.guard.verdict(self.step, own_loss, mean_loss, grad_norm)  # type: ignore[attr-defined]
-        if world.device.type == "cpu":
-            self.guard.check()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.activations.finish(rate / config.optim.lr, self.optimizer.found_inf)  # type: ignore[attr-defined]
-        return mean_loss, grad_norm, rate
+        return own_loss, total / n_targets
+
+    def _clip(self) -> Tensor:
+        """Clip the gradients; their norm over all ranks before it, 0-d on the device."""
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    def _explain(self, record: StepRecord, title: str) -> NonFiniteError:
+        """Why a step was not finite, by computing it once more: the weights are still those it began with."""
+        batches = next(iter(self._new_loader(self.world.rank, self.world.size, start=record.step)))
+        self._set_alpha(record.step)
+        self.activations.before(record.step)
+        finding = first_bad_number(self.model, self.optimizer, lambda: self._gradients(batches), self._clip)
+        return self._nonfinite(record.step, title, finding, loss=record.loss, grad_norm=record.grad_norm)
+
+    def _nonfinite(self, step: int, title: str, finding: Finding | None, **figures: float) -> NonFiniteError:
+        alpha = get_alpha(self.model)
+        return nonfinite_error(
+            self.world, self.dump_dir, title, finding, lambda i: self.loader.documents_of_step(step, i),
+            {"global_step": step + 1, "alpha": alpha, "checkpoint": self._saved_at, **figures},
+        )  # fmt: skip
 
     def _after_step(self, loss: Tensor, grad_norm: Tensor, rate: float) -> None:
         config = self.config
@@ -207,7 +238,7 @@ class Trainer:
             self._save()
 
     def _log(self, loss: Tensor, grad_norm: Tensor, rate: float) -> None:
-        skipped = self.guard.check()
+        self.watch.look()
         loss_value, norm_value = torch.stack((loss, grad_norm)).tolist()
         tokens = self._batch_size * self.config.data.seq_len
         figures: dict[str, Any] = {
@@ -219,7 +250,7 @@ class Trainer:
             "optim/grad_norm": norm_value,
             "optim/lr": rate,
             "optim/total_tokens": self.step * tokens,
-            "optim/skipped_steps": skipped,
+            **self.watch.figures(),
             **self.throughput.figures(tokens),
         }
         # The alpha that this step ran with: set_alpha was called before it.
@@ -238,7 +269,7 @@ class Trainer:
 
     def _evaluate(self) -> None:
         """What section eval asks for, at the current weights and the current alpha."""
-        self.guard.check()
+        self.watch.look()
         self._set_alpha(self.step)
         with self.throughput.pause(), self.console.paused():
             figures = evaluate_step(self.model, self.config, self.data, self.world, self.step)
@@ -252,11 +283,16 @@ class Trainer:
     def _save(self) -> None:
         if self._saved_at == self.step:
             return
+        self.watch.look()
+        finding = first_bad_tensor(self.model, self.optimizer)
+        if any_rank(finding is not None, self.world):
+            title = f"weights or moments after step {self.step} are not finite; nothing was saved since"
+            raise self._nonfinite(self.step - 1, title, finding)
         state = {
             "step": self.step,
             "acc_step": 0,
             "rank": self.world.rank,
-            "skipped_steps": self.guard.check(),
+            **self.watch.state_dict(),
             "data": {"fingerprint": self.data.fingerprint},
             "rng": rng_state(self.world.device),
         }
@@ -266,6 +302,7 @@ class Trainer:
                 self.activations.state_dict(),
             )  # fmt: skip
         self._saved_at = self.step
+        self.watch.saved()
 
     def _params(self) -> dict[str, Any]:
         """The whole configuration, with BOS and EOS of the data filled in: a checkpoint that has moved away from its
@@ -274,13 +311,13 @@ class Trainer:
         params["data"] |= {key: any(getattr(m, key) for m in manifests) for key in ("add_bos", "add_eos")}
         return params
 
-    def _restore(self) -> int:
+    def _restore(self) -> dict[str, Any]:
         """Weights, optimizer and counters: from the run's newest good checkpoint, from other weights, or fresh.
 
-        Returns the number of steps that were skipped so far.
+        Returns the train state of the checkpoint; empty for a run that begins.
         """
         config = self.config
-        skipped = 0
+        state: dict[str, Any] = {}
         path = self._agree_on_checkpoint()
         init = config.init_from or config.checkpoint.init_ckpt_path
         if path is None and init is not None and config.checkpoint.continue_training_from_init:
@@ -293,12 +330,14 @@ class Trainer:
                     "fingerprint differs): restore them, or start a new run from these weights with "
                     f"checkpoint.init_ckpt_path={path}"
                 )
-            self.step, skipped = state["step"], state["skipped_steps"]
+            self.step = state["step"]
             apply_settings(self.optimizer, config.optim)
             seed_everything(config.seed, self.world.rank, self.step)
             if state.get("rank", 0) == self.world.rank:  # else of a run with fewer ranks, of which this was none
                 restore_rng(state["rng"], self.world.device)
             log.info("resuming from %s", path)
+            if state.get("sick"):
+                log.warning("%s was written by a sick run: %s", path.name, state["sick"])
         elif init is not None:
             source = resolve(Path(init))
             weights, _ = read_weights(source, build_model(config.model, None, "meta"))
@@ -309,7 +348,7 @@ class Trainer:
         else:
             init_weights(self.model, config.model)
         self._set_alpha(self.step)
-        return skipped
+        return state
 
     def _agree_on_checkpoint(self) -> Path | None:
         """Rank 0 looks for the newest good checkpoint and tells the others, an error too."""
@@ -329,67 +368,6 @@ class Trainer:
         if get_alpha(self.model) is not None and self.config.topk is not None:
             set_alpha(self.model, alpha_at(step, self.config.topk.anneal_steps or 0))
 
-    def _open_outputs(self, stack: ExitStack) -> MetricsWriter | None:
-        """Files of the run; only the main rank writes."""
-        if not self.world.is_main:
-            return None
-        handler = logging.FileHandler(self.dump_dir / "train.log")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        logging.getLogger("topklm").addHandler(handler)
-        stack.callback(logging.getLogger("topklm").removeHandler, handler)
-        stack.callback(handler.close)
-        save_config(self.config, self.dump_dir / "config.yaml")
-        part = self.dump_dir / "provenance.json.tmp"
-        part.write_text(json.dumps(self._provenance(), indent=1))
-        part.replace(self.dump_dir / "provenance.json")
-        n = self.config.model.n_params
-        log.info(
-            "%s: %.1f M parameters, %s, %d rank(s) on %s, global batch %d x %d tokens, checkpoints found: %d",
-            self.config.name, n / 1e6, self._kind(),
-            self.world.size, self.world.device.type, self._batch_size, self.config.data.seq_len,
-            len(list_checkpoints(self.store.directory)),
-        )  # fmt: skip
-        for line in self.data.summary():
-            log.info("%s", line)
-        for name in (VALIDATION_METRICS, EVAL_METRICS):
-            rewind_metrics(self.dump_dir / name, self.step)
-        return stack.enter_context(
-            MetricsWriter(self.config.logging, self.dump_dir, self.config.name, to_dict(self.config), self.step)
-        )
-
-    def _kind(self) -> str:
-        topk = self.config.topk
-        if topk is None:
-            return "dense"
-        name = "TopK" if topk.activation == "topk" else topk.activation
-        return f"{name} k={topk.k_per_layer or topk.k}" if activation_class(topk.activation).uses_k else name
-
-    def _provenance(self) -> dict[str, Any]:
-        """What decides the run's figures and is not in its configuration."""
-        device = self.world.device
-        lingua = {"lingua/transformer.py": lingua_sha256()} if self.config.model.backend == "lingua" else {}
-        return {
-            "source": self._source or self._earlier_source(),
-            "data_fingerprint": self.data.fingerprint,
-            "tokenizer_sha256": self.data.manifests[self.data.names[0]].tokenizer["sha256"],
-            "n_parameters": self.config.model.n_params,
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-            "ranks": self.world.size,
-            "versions": {"topklm": topklm.__version__, "torch": torch.__version__, **lingua},
-        }
-
-    def _earlier_source(self) -> dict[str, Any] | None:
-        """What the process that began this run wrote of its source, which need not be there any more."""
-        try:
-            return json.loads((self.dump_dir / "provenance.json").read_text())["source"] if self.step else None
-        except (OSError, json.JSONDecodeError, KeyError):
-            return None
-
     def _write(self, figures: dict[str, Any]) -> None:
         if self.metrics is not None:
             self.metrics.write(figures)
-
-    def _describe_documents(self, step: int) -> str:
-        shown = [str(document) for document in self.loader.documents_of_step(step)]
-        more = f" and {len(shown) - 8} more" if len(shown) > 8 else ""
-        return f"Rank {self.world.rank}; documents of its batch: {', '.join(shown[:8])}{more}."

@@ -1,16 +1,15 @@
-"""The guard against NaN and infinity."""
+"""The guard against NaN and infinity: a verdict on the device, and what the host reads later."""
 
 import pytest
 import torch
 
-from topklm.errors import NonFiniteError
 from topklm.train.nonfinite import NonFiniteGuard
 
 FINE, NAN, INF = (torch.tensor(v) for v in (1.0, torch.nan, torch.inf))
 
 
-def guard(mode, limit=2):
-    return NonFiniteGuard(mode, limit, torch.device("cpu"), lambda step: f"documents of {step}")
+def guard(mode, limit=2, **state):
+    return NonFiniteGuard(mode, limit, torch.device("cpu"), 16, **state)
 
 
 def step(g, number, loss=FINE, norm=FINE, own=None):
@@ -21,28 +20,48 @@ def step(g, number, loss=FINE, norm=FINE, own=None):
 def test_stop_refuses_the_bad_step_and_all_after_it_until_the_host_looks(loss, norm):
     g = guard("stop")
     assert [step(g, 0), step(g, 1, loss, norm), step(g, 2), step(g, 3)] == [0, 1, 1, 1]
-    with pytest.raises(NonFiniteError, match=r"step 1 .*documents of 1"):
-        g.check()
+    assert not g.failed
+    records = g.read()
+    assert g.failed
+    assert g.row == [1, 2, 3]
+    assert [(r.step, r.global_step, r.refused, r.is_finite) for r in records] == [
+        (0, 1, False, True), (1, 2, True, False), (2, 3, True, True), (3, 4, True, True)
+    ]  # fmt: skip
 
 
-def test_a_rank_whose_own_loss_was_finite_does_not_blame_its_documents():
+def test_the_host_reads_what_every_step_was_like():
     g = guard("stop")
-    step(g, 4, loss=NAN, own=FINE)
-    with pytest.raises(NonFiniteError, match=r"step 4 .*another rank") as caught:
-        g.check()
-    assert "documents of 4" not in str(caught.value)
+    step(g, 4, loss=torch.tensor(2.5), norm=torch.tensor(0.1), own=torch.tensor(40.0))
+    (record,) = g.read()
+    assert (record.loss, record.own_loss, record.grad_norm) == (2.5, 40.0, torch.tensor(0.1).item())
+    assert g.read() == []
 
 
 def test_skip_goes_on_up_to_a_number_of_bad_steps_in_a_row():
     g = guard("skip")
     assert [step(g, i, loss) for i, loss in enumerate([FINE, NAN, INF, FINE, NAN, NAN])] == [0, 1, 1, 0, 1, 1]
-    assert g.check() == 4
-    step(g, 6, NAN)
-    with pytest.raises(NonFiniteError, match=r"3 steps in a row, from step 4 on.*documents of 4"):
-        g.check()
+    g.read()
+    assert (g.skipped, g.row, g.failed) == (4, [4, 5], False)
+    # Once there are too many, the weights stay those that the row began with: later steps are refused, fine or not.
+    assert [step(g, 6, NAN), step(g, 7), step(g, 8)] == [1, 1, 1]
+    g.read()
+    assert g.failed
+    assert g.row[0] == 4
 
 
-def test_the_count_of_skipped_steps_goes_on_after_resuming():
-    g = NonFiniteGuard("skip", 2, torch.device("cpu"), str, skipped=3)
-    step(g, 0, NAN)
-    assert g.check() == 4
+def test_a_row_that_was_too_long_is_seen_even_if_fine_steps_followed():
+    g = guard("skip", limit=1)
+    assert [step(g, i, loss) for i, loss in enumerate([NAN, NAN, FINE, FINE])] == [1, 1, 1, 1]
+    g.read()
+    assert (g.failed, g.row[0]) == (True, 0)
+
+
+def test_counts_and_rows_go_on_after_resuming():
+    g = guard("skip", skipped=3, row=[8, 9])
+    assert step(g, 10) == 0
+    g.read()
+    assert (g.skipped, g.row) == (3, [])
+    g = guard("skip", skipped=3, row=[8, 9])
+    assert [step(g, 10, NAN), step(g, 11)] == [1, 1]  # an interruption does not begin a new row
+    g.read()
+    assert (g.failed, g.row[0]) == (True, 8)
