@@ -6,6 +6,7 @@ import os
 import resource
 import sys
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -38,6 +39,11 @@ FAULTS = [
 """(fault, rank that it hits): small files, weights, hashing, syncing; renaming is the first rank's."""
 
 
+def save_at(store, model, optimizer, tokenizer, step):
+    store.save(step, model, optimizer, {"step": step}, {}, tokenizer)
+    store.finish()
+
+
 def main(directory):
     dist.init_process_group("gloo")
     rank = dist.get_rank()
@@ -50,18 +56,15 @@ def main(directory):
     for async_save in (False, True):
         config = CheckpointConfig(dump=SaveEvery(every=1, keep=1), async_save=async_save)
         store = CheckpointStore(directory / "checkpoints", config, rank, dist.new_group(backend="gloo"))
-
-        def save(store=store):
-            store.save(step, model, optimizer, {"step": step}, {}, tokenizer)
-            store.finish()
-
+        save = partial(save_at, store, model, optimizer, tokenizer)
+        dist.barrier()
         for fault, failing in FAULTS:
             step += 1
-            save()
+            save(step)
             step += 1
-            with fault() if rank == failing else nullcontext():
-                with pytest.raises(StorageError, match=f"rank {failing}: .*(disk full|File too large)"):
-                    save()
+            told = pytest.raises(StorageError, match=f"rank {failing}: .*(disk full|File too large)")
+            with fault() if rank == failing else nullcontext(), told:
+                save(step)
             dist.barrier()
             left = [path.name for path in store.directory.iterdir()]
             assert left == [f"{step - 1:010d}"], left
