@@ -1,7 +1,6 @@
-"""`torchrun ... -m apps.train` on several gloo ranks: the run that one rank makes, through kills and other worlds."""
+"""`torchrun ... -m apps.train` on several gloo ranks: the run that one rank makes, through kills and signals."""
 
 import os
-import shutil
 import signal
 
 import pytest
@@ -39,28 +38,18 @@ def on_two(tiny, tmp_path_factory):
 
 
 def test_two_ranks_train_as_one_does(on_two, whole):
-    two = metrics(on_two[1])
-    for step, loss in metrics(whole).items():
-        if step <= 10:
-            assert two[step] == pytest.approx(loss, abs=1e-5)
+    """In fp32 for as long as rounding is unlikely to choose other entries; in fp64 and further: test_elastic.py."""
+    one, two = metrics(whole), metrics(on_two[1])
+    for step in range(1, 6):
+        assert two[step] == pytest.approx(one[step], abs=1e-5)
     assert metrics(on_two[1], "val/tokens@32") == metrics(whole, "val/tokens@32")
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 4])
-def test_a_killed_run_resumes_on_any_number_of_ranks(tiny, on_two, tmp_path, ranks):
+def test_a_killed_run_resumes_bit_for_bit(tiny, on_two, tmp_path):
     killed, whole = on_two
-    resumed = tmp_path / "resumed"
-    shutil.copytree(killed, resumed)
-    start_step = int(list_checkpoints(resumed / "checkpoints")[-1].name)
-    assert start_step == 10
-    run(ranks, *tiny, f"dump_dir={resumed}")
-    if ranks == 2:
-        assert_same_run(resumed, whole)
-        return
-    expected, found = metrics(whole), metrics(resumed)
-    for step in range(start_step + 1, start_step + 11):
-        assert found[step] == pytest.approx(expected[step], abs=1e-5)
-    assert metrics(resumed, "optim/total_tokens") == metrics(whole, "optim/total_tokens")
+    assert int(list_checkpoints(killed / "checkpoints")[-1].name) == 10
+    run(2, *tiny, f"dump_dir={killed}")
+    assert_same_run(killed, whole)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +78,7 @@ def test_bf16_keeps_fp32_master_weights(tiny, tmp_path):
     assert any((w != w.bfloat16().float()).any() for w in state.values())
 
 
-def test_a_signal_to_one_rank_stops_all_at_the_same_step(tiny, on_two, tmp_path):
+def test_a_signal_to_one_rank_stops_all_at_the_same_step(tiny, tmp_path):
     """Only one of the ranks gets the signal; both save the same step, and the job says that it can go on."""
     stopped = tmp_path / "stopped"
     process = start_app(*torchrun(2), "apps.train", *tiny, f"dump_dir={stopped}", "steps=400",

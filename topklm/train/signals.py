@@ -46,8 +46,10 @@ class StopRequest:
     def agreed(self, group: dist.ProcessGroup | None) -> int:
         """The signal that any rank received (0: none), the same on every rank. `group` lives on the CPU: the
         exchange costs no device synchronisation."""
-        if group is not None:
-            flag = torch.tensor(self.signum)
-            dist.all_reduce(flag, dist.ReduceOp.MAX, group)
-            self.signum = int(flag)
-        return self.signum
+        if group is None:
+            return self.signum
+        flag = torch.tensor(self.signum)
+        dist.all_reduce(flag, dist.ReduceOp.MAX, group)
+        if agreed := int(flag):  # else one may have come meanwhile, which is for the next time
+            self.signum = agreed
+        return agreed
