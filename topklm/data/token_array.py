@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +13,19 @@ import numpy as np
 from topklm.data.shards import DTYPES, OFFSETS_DTYPE, Manifest, ShardInfo, Split, file_sha256
 from topklm.errors import DataError
 
+log = logging.getLogger("topklm.data")
+_LOOK_SECONDS = 0.1
+"""A look costs some microseconds, up to a millisecond over a network."""
+
 
 class TokenArray:
     """All tokens of one split of a prepared source, as one array: the memory-mapped concatenation of its shards.
 
     `len()` is the number of tokens. Opening checks that every file exists and has the dtype and size that the
     manifest says, and raises one `DataError` with all that do not. Pickling keeps the paths, not the tokens.
+
+    A read looks first whether the files are still those, at most ten times a second: a mapped file that has become
+    shorter would end the process (SIGBUS), and one with other tokens would be another run. It raises `DataError` then.
     """
 
     def __init__(self, directory: Path, manifest: Manifest, split: Split):
@@ -34,6 +44,8 @@ class TokenArray:
                 )
         _raise_damaged(problems)
         self._tokens, self._offsets = tokens, offsets
+        self._stamps = [self._stamps_of(shard) for shard in self.shards]
+        self._looked = [0.0] * len(self.shards)
         self._starts = np.cumsum([0, *(shard.n_tokens for shard in self.shards)])  # [n_shards + 1]
         self._first_document = np.cumsum([0, *(shard.n_documents for shard in self.shards)])
 
@@ -85,13 +97,42 @@ class TokenArray:
 
     def verify(self) -> None:
         """Read everything: hashes of the tokens, order of the offsets. Raises one `DataError` with all faults."""
-        problems = []
-        for shard, offsets in zip(self.shards, self._offsets, strict=True):
-            if file_sha256(self._path(shard, "tokens")) != shard.sha256:
-                problems.append(f"{self._path(shard, 'tokens')} does not have the hash in the manifest")
-            if (np.diff(offsets) < 0).any():
-                problems.append(f"{self._path(shard, 'offsets')} does not ascend")
-        _raise_damaged(problems)
+        _raise_damaged([fault for i in range(len(self.shards)) for fault in self._faults(i)])
+
+    def _faults(self, i: int) -> list[str]:
+        """What is wrong with the contents of a shard."""
+        shard, faults = self.shards[i], []
+        if file_sha256(self._path(shard, "tokens")) != shard.sha256:
+            faults.append(f"{self._path(shard, 'tokens')} does not have the hash in the manifest")
+        if (np.diff(self._offsets[i]) < 0).any():
+            faults.append(f"{self._path(shard, 'offsets')} does not ascend")
+        return faults
+
+    def _stamps_of(self, shard: ShardInfo) -> dict[str, tuple[int, int] | None]:
+        return {path: _stamp(path) for path in (str(self._path(shard, what)) for what in ("tokens", "offsets"))}
+
+    def _look_again(self, i: int) -> None:
+        """Whether a shard's files have the size and time that they had; another time is allowed for the same contents.
+
+        Raises `DataError` if they are others.
+        """
+        before, now = self._stamps[i], self._stamps_of(self.shards[i])
+        self._looked[i] = time.monotonic()
+        if now == before:
+            return
+        problems = [f"{path} is gone" for path, stamp in now.items() if stamp is None]
+        for path, stamp in now.items():
+            was = before[path]
+            if stamp and was and stamp[0] != was[0]:
+                problems.append(f"{path} has {stamp[0]} bytes and had {was[0]}")
+        problems = problems or self._faults(i)
+        if problems:
+            raise DataError(
+                "token shards were changed while they were being read; restore them (data.verify=true checks them), "
+                "then start the same command:\n" + "\n".join(f"  - {problem}" for problem in problems)
+            )
+        log.warning("%s was written again while it was being read, with the same contents", next(iter(now)))
+        self._stamps[i] = now
 
     def _path(self, shard: ShardInfo, what: str) -> Path:
         return self.directory / self.split / f"{shard.name}.{what}.npy"
@@ -105,6 +146,8 @@ class TokenArray:
         while start < stop:
             end = min(stop, int(self._starts[i + 1]))
             if end > start:
+                if time.monotonic() - self._looked[i] >= _LOOK_SECONDS:
+                    self._look_again(i)
                 parts.append((i, start - int(self._starts[i]), end - int(self._starts[i])))
             start, i = end, i + 1
         return parts
@@ -114,6 +157,15 @@ class TokenArray:
         offsets = self._offsets[shard]
         first = int(np.searchsorted(offsets, start, side="right")) - 1
         return first, int(np.searchsorted(offsets, stop, side="left"))
+
+
+def _stamp(path: str) -> tuple[int, int] | None:
+    """Size and time of a file; None if it is not there. No inode: some network file systems change them."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 def _map(path: Path, dtype: np.dtype, length: int, problems: list[str]) -> np.ndarray:
