@@ -13,7 +13,8 @@ from topklm.data import loader
 from topklm.model import transformer
 from topklm.train import trainer
 
-PLACES = ("loss", "activation", "gradient", "weight")
+PLACES = ("loss", "activation", "gradient", "weight", "spike")
+"""A spike is a loss that is finite and too high by 5 nats a token; its gradient is the loss's own."""
 LAYER = {"activation": 2, "gradient": 1, "weight": 0}
 
 
@@ -36,7 +37,8 @@ class Poison:
         def marking_read(reader, step):
             batches = read(reader, step)
             if step in self.steps and reader.rank == self.rank:
-                self.marked.setdefault(tuple(batches.micro_batches[-1].tokens[0].tolist()), True)
+                for batch in batches.micro_batches if self.where == "spike" else batches.micro_batches[-1:]:
+                    self.marked.setdefault(tuple(batch.tokens[0].tolist()), True)
             return batches
 
         def poisoned_forward(model, tokens, *args, **kwargs):
@@ -45,7 +47,8 @@ class Poison:
             if self.active and self.once:
                 self.marked[key] = False
             loss = forward(model, tokens, *args, **kwargs)
-            return loss + torch.nan if self.active and self.where == "loss" else loss
+            more = {"loss": torch.nan, "spike": 5.0 * tokens.numel()}.get(self.where, 0.0)
+            return loss + more if self.active else loss
 
         def marked_model(*args):
             model = build(*args)

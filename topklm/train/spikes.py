@@ -23,10 +23,11 @@ _LEAST_SHARE = 1e-3
 class SpikesConfig:
     """When a step's loss counts as a spike."""
 
-    window: int = 100
+    window: int = 50
     """Losses of so many steps before are what a loss is compared with; half of them must be there."""
-    threshold: float = 10.0
-    """A spike is so many standard deviations (estimated by the median absolute deviation) above their median."""
+    threshold: float = 6.0
+    """A spike is so many standard deviations, estimated by the median absolute deviation, above their median. In the
+    quick start, warm-up and annealing included, no step is more than 2.8 above."""
 
     def problems(self) -> Iterator[Problem]:
         if self.window < 4:

@@ -81,7 +81,7 @@ class Watch:
     def sick(self) -> str | None:
         """Why a checkpoint that is written now is not one of a healthy run; None if it is."""
         if skipped := self._guard.skipped - self._skipped_at_save:
-            return f"{skipped} steps were skipped since the checkpoint before"
+            return f"steps skipped since the checkpoint before: {skipped}"
         if self._spikes is not None and (spike := self._spikes.current) is not None:
             return f"the loss is in a spike since step {spike.step + 1}"
         return None
