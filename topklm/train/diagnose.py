@@ -157,7 +157,8 @@ def _state(model: nn.Module, optimizer: Optimizer) -> Iterator[tuple[str, Tensor
 
 
 def _finding(stage: str, name: str, what: str, tensor: Tensor, micro_batch: int | None = None) -> Finding:
-    return Finding(stage, name, what, int((~tensor.isfinite()).sum()), tensor.numel(), micro_batch)
+    bad = int((~tensor.detach().isfinite()).sum())  # outside of autograd: a checkpointed block counts what it saves
+    return Finding(stage, name, what, bad, tensor.numel(), micro_batch)
 
 
 def _local(tensor: Tensor) -> Tensor:
