@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Literal, NoReturn, TextIO, TypeVar
 
 from topklm.config import describe, load_config
-from topklm.errors import ConfigError, Problem, TopklmError
+from topklm.errors import ConfigError, Problem, TopklmError, exit_code_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,7 +31,7 @@ def run(
 ) -> None:
     """Run `main` with the configuration that the command line (or `args`) gives, then `sys.exit`.
 
-    Exit codes: what `main` returns (None is 0), the error's own `exit_code`, 130 after Ctrl-C.
+    Exit codes: what `main` returns (None is 0), or `exit_code_of` the error.
     """
     args = sys.argv[1:] if args is None else args
     if not args or {"-h", "--help"} & set(args):
@@ -40,16 +40,10 @@ def run(
     _log_to_stderr()
     try:
         code = main(load_config(schema, args))
-    except TopklmError as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        code = error.exit_code
-    except OSError as error:  # a place that cannot be written, a full disk
+    except (TopklmError, OSError, KeyboardInterrupt) as error:  # OSError: a place that cannot be written, a full disk
         log.debug("traceback", exc_info=True)
-        print(f"{program}: {error}", file=sys.stderr)
-        code = 1
-    except KeyboardInterrupt:
-        print(f"{program}: interrupted", file=sys.stderr)
-        code = 130
+        print(f"{program}: {str(error) or 'interrupted'}", file=sys.stderr)
+        code = exit_code_of(error)
     _leave(code or 0)
 
 

@@ -4,8 +4,8 @@
     torchrun --nproc-per-node 8 -m apps.train config=configs/paper/topk_d1024_l8.yaml
 
 The same program on a CPU, one GPU or many. Starting it again with the same dump_dir resumes; `topk=null` trains the
-dense twin. Exit codes: 0 done, 2 wrong configuration, 3 data, 4 loss or gradient not finite, 5 checkpoint,
-75 stopped by SIGTERM, SIGUSR1 or SIGUSR2 after saving.
+dense twin. Exit codes: 0 done, 2 wrong configuration, 3 data, 4 loss or gradient not finite, 5 checkpoint, 8 storage,
+9 another rank was lost, 75 stopped by SIGTERM, SIGUSR1 or SIGUSR2 after saving.
 """
 
 if __package__ != "apps":

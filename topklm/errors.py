@@ -96,5 +96,13 @@ class PeerError(TopklmError):
     exit_code = 9
 
 
+def exit_code_of(error: BaseException) -> int:
+    """The exit code of a program that `error` ends: its own, `StorageError`'s for files, 130 for Ctrl-C, else 1."""
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    of_files = isinstance(error, OSError) and not isinstance(error, ConnectionError)
+    return getattr(error, "exit_code", StorageError.exit_code if of_files else 1)
+
+
 EXIT_PREEMPTED = 75
 """Stopped by a signal after saving: start the same command again to go on (EX_TEMPFAIL, which SLURM requeues on)."""

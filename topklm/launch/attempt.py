@@ -27,6 +27,8 @@ MEANING = {
     3: "data",
     4: "a loss or gradient was not finite",
     5: "checkpoint",
+    8: "the disk: full, read-only or gone",
+    9: "another rank was lost",
     EXIT_PREEMPTED: "stopped by a signal after saving",
 }
 _POLL_SECONDS = 0.2

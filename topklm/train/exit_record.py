@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
-from topklm.errors import EXIT_PREEMPTED, PeerError
+from topklm.errors import EXIT_PREEMPTED, PeerError, exit_code_of
 
 log = logging.getLogger("topklm.train")
 EXIT = "exit.json"
@@ -52,8 +52,7 @@ class ExitRecord:
                 if self.rank == 0:
                     self._write(self._code, self._reason)
             elif not isinstance(error, PeerError):
-                code = getattr(error, "exit_code", 130 if isinstance(error, KeyboardInterrupt) else 1)
-                self._write(code, str(error) or type(error).__name__)
+                self._write(exit_code_of(error), str(error) or type(error).__name__)
             elif self.rank == 0 and read_exit(self.path.parent).get("code") is None:
                 self._write(error.exit_code, str(error))
         except OSError as failure:  # a full disk: what ended the run is worth more

@@ -17,7 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar
 
-from topklm.errors import Problem
+from topklm.checkpoint.integrity import make_durable
+from topklm.errors import Problem, storing
 from topklm.optional import require
 
 log = logging.getLogger("topklm.train")
@@ -104,16 +105,18 @@ def rewind_metrics(path: Path, step: int) -> None:
         except (json.JSONDecodeError, KeyError):
             superseded.append(line)  # half a line: the process was killed while writing it
     if superseded:
-        with path.with_suffix(".superseded.jsonl").open("a") as aside:
-            aside.writelines(superseded)
-        rewritten = path.with_suffix(".tmp")
-        rewritten.write_text("".join(kept))
-        os.replace(rewritten, path)
+        with storing(path):
+            with path.with_suffix(".superseded.jsonl").open("a") as aside:
+                aside.writelines(superseded)
+            rewritten = path.with_suffix(".tmp")
+            rewritten.write_text("".join(kept))
+            make_durable(rewritten)
+            os.replace(rewritten, path)
 
 
 def append_line(path: Path, metrics: dict[str, Any]) -> None:
     """Append one line to a file of metrics: `global_step`, and figures by name, flat or by task."""
-    with path.open("a") as file:
+    with storing(path), path.open("a") as file:
         file.write(json.dumps({**metrics, "created_at": datetime.now(UTC).isoformat()}, default=str) + "\n")
 
 
@@ -131,17 +134,22 @@ class MetricsWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._file.close()
         if self._wandb is not None:
             self._wandb.finish(exit_code=0 if error is None else 1)
         if self._tensorboard is not None:
             self._tensorboard.close()
+        with storing(self.path):  # it writes what could not be written before
+            self._file.close()
 
     def write(self, metrics: dict[str, Any]) -> None:
-        """`metrics` holds `global_step` and flat `room/name` keys; values that are None or NaN become null in JSON."""
+        """`metrics` holds `global_step` and flat `room/name` keys; values that are None or NaN become null in JSON.
+
+        Raises `StorageError` if the file cannot be written.
+        """
         entry = {**metrics, "created_at": datetime.now(UTC).isoformat()}
-        self._file.write(json.dumps({k: _finite(v) for k, v in entry.items()}) + "\n")
-        self._file.flush()
+        with storing(self.path):
+            self._file.write(json.dumps({k: _finite(v) for k, v in entry.items()}) + "\n")
+            self._file.flush()
         numbers = {k: v for k, v in metrics.items() if isinstance(v, int | float) and k != "global_step"}
         step = metrics["global_step"]
         if self._wandb is not None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from contextlib import ExitStack
+import sys
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 import topklm
 from topklm.config import save_config, to_dict
 from topklm.data import TrainData
+from topklm.errors import storing
 from topklm.model.lingua import lingua_sha256
 from topklm.sparsity.registry import activation_class
 from topklm.train.config import TrainConfig
@@ -37,21 +39,22 @@ def open_outputs(
     """Open what a run writes to; None on all ranks but the main one, which alone writes. `stack` closes it.
 
     `step` is what the run goes on from: later lines of an earlier process are put aside. `source` is where the first
-    weights came from, if this process took them from somewhere.
+    weights came from, if this process took them from somewhere. Raises `StorageError`.
     """
     if not world.is_main:
         return None
     dump_dir = Path(config.dump_dir)
-    handler = logging.FileHandler(dump_dir / "train.log")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.getLogger("topklm").addHandler(handler)
-    stack.callback(logging.getLogger("topklm").removeHandler, handler)
-    stack.callback(handler.close)
-    save_config(config, dump_dir / "config.yaml")
-    part = dump_dir / "provenance.json.tmp"
-    source = source or (_earlier_source(dump_dir) if step else None)
-    part.write_text(json.dumps(_provenance(config, data, world, source), indent=1))
-    part.replace(dump_dir / "provenance.json")
+    with storing(dump_dir):
+        handler = _RunLog(dump_dir / "train.log")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        logging.getLogger("topklm").addHandler(handler)
+        stack.callback(logging.getLogger("topklm").removeHandler, handler)
+        stack.callback(handler.close)
+        save_config(config, dump_dir / "config.yaml")
+        part = dump_dir / "provenance.json.tmp"
+        source = source or (_earlier_source(dump_dir) if step else None)
+        part.write_text(json.dumps(_provenance(config, data, world, source), indent=1))
+        part.replace(dump_dir / "provenance.json")
     log.info(
         "%s: %.1f M parameters, %s, %d rank(s) on %s, global batch %d x %d tokens, checkpoints found: %d",
         config.name, config.model.n_params / 1e6, _kind(config), world.size, world.device.type,
@@ -62,6 +65,24 @@ def open_outputs(
     for name in (VALIDATION_METRICS, EVAL_METRICS, SKIPPED, SPIKES):
         rewind_metrics(dump_dir / name, step)
     return stack.enter_context(MetricsWriter(config.logging, dump_dir, config.name, to_dict(config), step))
+
+
+class _RunLog(logging.FileHandler):
+    """train.log. Where it cannot be written that is said once: a run does not end for its log."""
+
+    _told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._told:
+            self._told = True
+            print(f"{self.baseFilename} cannot be written: {error.strerror}", file=sys.stderr)
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
 
 
 def _kind(config: TrainConfig) -> str:
