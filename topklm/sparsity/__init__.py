@@ -11,6 +11,7 @@ from topklm.sparsity.patch import (
     get_alpha,
     measure_readers,
     set_alpha,
+    set_kernel,
     sparsify,
     true_gradients,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "record_health",
     "select",
     "set_alpha",
+    "set_kernel",
     "sparsify",
     "top_mask",
     "topk",

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from topklm.errors import Problem
+from topklm.sparsity.kernels.choice import Kernel
 from topklm.sparsity.masks import cut, straight_through
 from topklm.sparsity.registry import make_options
 
@@ -50,6 +51,8 @@ class Activation:
     """Whether every token keeps the same number of entries."""
     by_value: ClassVar[bool] = False
     """Whether those are the largest by value."""
+    has_kernel: ClassVar[bool] = False
+    """Whether `kernel` means anything: it adds and cuts in one pass where it runs."""
     uses_k: ClassVar[bool] = True
     """Whether k means anything: an exact number, or the mean that is aimed at."""
     state_names: ClassVar[tuple[str, ...]] = ()
@@ -70,6 +73,7 @@ class Activation:
         self.form = cfg.anneal_form
         self.options: Any = make_options(self.Options, cfg.options)
         self._through = cfg.gradient == "straight_through"
+        self.kernel = Kernel.of("auto")
 
     @classmethod
     def needs_dim(cls, cfg: TopKConfig) -> bool:
@@ -95,6 +99,14 @@ class Activation:
     def apply(self, x: Tensor, alpha: Tensor | None) -> Tensor:
         """A(x) with the plain gradient."""
         return cut(x, self.selected(x), alpha, self.form)
+
+    def takes_sum(self, stream: Tensor, update: Tensor) -> bool:
+        """Whether `of_sum` computes A(stream + update) in one pass, so that nobody has to add them up before."""
+        return self.has_kernel and not self._through and self.kernel.takes(stream, update)
+
+    def of_sum(self, stream: Tensor, update: Tensor, alpha: Tensor | None) -> Tensor:
+        """A(stream + update), where `takes_sum`."""
+        raise NotImplementedError
 
     def in_training(self, x: Tensor, alpha: Tensor | None) -> Tensor:
         """What a training step computes, where it `trains_differently`."""

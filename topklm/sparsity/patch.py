@@ -6,7 +6,7 @@ torch.compile and FSDP2 see an ordinary module. (Forward hooks are skipped by a 
 replaced `forward` of a deepcopy runs the original's weights, one subclass per block hits the recompile limit.)
 
 A class with the residual seam `residual_seam(self, stream, update) -> stream + update` has the activation there, where
-a fused kernel can take over the sum; other classes have it on the output of `forward`, or on its first element.
+a kernel takes over the sum (so it must be the sum); others have it on the output of `forward`, or on its first element.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from topklm.errors import ConfigError
 from topklm.sparsity.activation import Activation
 from topklm.sparsity.blocks import check_untouched, find_blocks, stream_dim
 from topklm.sparsity.config import TopKConfig
+from topklm.sparsity.kernels.choice import Kernel, KernelChoice
 from topklm.sparsity.live_config import refuse_own_topk, write_alpha, write_topk
 from topklm.sparsity.readers import readers_of
 from topklm.sparsity.registry import build_activation
@@ -68,6 +69,13 @@ class SparseState:
             return activation.in_training(x, alpha)
         return activation(x, alpha)
 
+    def of_sum(self, block: nn.Module, stream: Tensor, update: Tensor) -> Tensor | None:
+        """The same of stream + update in one pass; None where that is not possible, or someone wants to see the sum."""
+        activation = block.__dict__[ACTIVATION]
+        if self.recorder is not None or self.trains_differently or not activation.takes_sum(stream, update):
+            return None
+        return activation.of_sum(stream, update, self.alpha if self.annealing else None)
+
 
 def _new_sparse(base: Any, *args: Any) -> nn.Module:
     cls = sparse_class(base)
@@ -79,7 +87,8 @@ def sparse_class(base: Any) -> Any:
     """The subclass of a block class that ends in the activation. The same object for the same class, always."""
 
     def residual_seam(self: Any, stream: Tensor, update: Tensor) -> Tensor:
-        return self._topk(self, base.residual_seam(self, stream, update))
+        out = self._topk.of_sum(self, stream, update)
+        return self._topk(self, base.residual_seam(self, stream, update)) if out is None else out
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         out = base.forward(self, *args, **kwargs)
@@ -185,6 +194,21 @@ def get_alpha(model: nn.Module) -> float | None:
 def activations_of(model: nn.Module) -> list[Activation]:
     """Of the sparse blocks, in their order; block i has number i. Empty for a dense model."""
     return [module.__dict__[ACTIVATION] for module in model.modules() if ACTIVATION in module.__dict__]
+
+
+def set_kernel(model: nn.Module, choice: KernelChoice) -> None:
+    """How the sparse blocks compute: "auto", as new ones do, with the Triton kernel where it can run; "triton" with
+    it or not at all; "torch" without it. The results are the same to the bit.
+
+    Raises `ConfigError` if "triton" cannot be had: not installed, or no kernel for the model's activation. A tensor
+    that it cannot take (a device, a dtype, too wide a row) raises in the forward pass then.
+    """
+    kernel = Kernel.of(choice)
+    activations = activations_of(model)
+    if choice == "triton" and (without := {a.name for a in activations if not a.has_kernel}):
+        raise ConfigError(f"kernel triton: there is none for {', '.join(sorted(without))}, only for topk; take auto")
+    for activation in activations:
+        activation.kernel = kernel
 
 
 @contextmanager
