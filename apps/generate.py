@@ -117,7 +117,7 @@ def main(config: GenerateConfig) -> None:
     device = torch_device(config.device)
     model, tokenizer, loaded = load_model(config.ckpt, device, torch_dtype(config.dtype), config.alpha)
     if tokenizer is None:
-        raise CheckpointError(f"{loaded.path} has no tokenizer beside it; text needs one")
+        raise CheckpointError(f"{loaded.path} has no tokenizer beside it, and text needs one; copy it there")
     marks = marks_for(tokenizer, loaded.run, config.bos, loaded.path)
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     terminal = TerminalStream(sys.stdout, len(prompts), config.n_samples, prompts if config.echo else None)

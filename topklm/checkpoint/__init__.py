@@ -5,6 +5,7 @@ from topklm.checkpoint.integrity import checkpoint_hash, defects
 from topklm.checkpoint.lingua import why_not_continued
 from topklm.checkpoint.load import (
     LoadedConfig,
+    check_weights,
     content_hash,
     load_model,
     load_weights,
@@ -21,6 +22,7 @@ __all__ = [
     "CheckpointStore",
     "LoadedConfig",
     "SaveEvery",
+    "check_weights",
     "checkpoint_hash",
     "content_hash",
     "defects",

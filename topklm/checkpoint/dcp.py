@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import pickle
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from topklm.checkpoint.trusted import Planner, Reader, read_metadata
 from topklm.errors import CheckpointError, StorageError
 
 
@@ -44,7 +44,7 @@ def load(state: dict[str, Any], path: Path, group: dist.ProcessGroup | None = No
 
     Raises `CheckpointError` if names or shapes of `state["model"]` are not those of the checkpoint.
     """
-    _check_weights(state["model"], stored_shapes(path, "model."), path)
+    check_weights(state["model"], stored_shapes(path, "model."), path)
     _load(state, path, group)
 
 
@@ -55,7 +55,7 @@ def load_weights(weights: dict[str, torch.Tensor], path: Path) -> None:
     """
     bare = stored_shapes(path, "")
     if weights.keys() & bare.keys():
-        _check_weights(weights, bare, path)
+        check_weights(weights, bare, path)
         _load(weights, path, None)
     else:
         load({"model": weights}, path)
@@ -70,7 +70,7 @@ def load_beside(tensors: dict[str, torch.Tensor], path: Path, key: str) -> None:
 def _load(state: dict[str, Any], path: Path, group: dist.ProcessGroup | None) -> None:
     try:
         with _quiet():
-            dcp.load(state, checkpoint_id=path, process_group=group, no_dist=group is None)
+            dcp.load(state, storage_reader=Reader(path), planner=Planner(), process_group=group, no_dist=group is None)
     except dcp.CheckpointException as error:
         raise CheckpointError(f"{path} cannot be loaded: {_reasons(error)}") from error
     except (RuntimeError, ValueError, KeyError) as error:
@@ -79,13 +79,8 @@ def _load(state: dict[str, Any], path: Path, group: dist.ProcessGroup | None) ->
 
 def stored_shapes(path: Path, prefix: str) -> dict[str, tuple[Any, ...]]:
     """Name without `prefix` and shape of everything in a checkpoint whose key begins with it."""
-    try:
-        with (path / ".metadata").open("rb") as file:
-            stored: Metadata = _MetadataUnpickler(file).load()
-        found = stored.state_dict_metadata.items()
-    except Exception as error:  # a damaged pickle can raise anything
-        raise CheckpointError(f"the metadata of {path} cannot be read: {error}") from error
-    # By type: bytes with a forged size would be unpickled by torch as whatever they name.
+    found = read_metadata(path).state_dict_metadata.items()
+    # By type: bytes may have a forged size.
     return {
         key.removeprefix(prefix): tuple(v.size) if type(v) is TensorStorageMetadata else ("no tensor",)
         for key, v in found
@@ -93,7 +88,7 @@ def stored_shapes(path: Path, prefix: str) -> dict[str, tuple[Any, ...]]:
     }
 
 
-def _check_weights(weights: dict[str, torch.Tensor], shapes: dict[str, tuple[Any, ...]], path: Path) -> None:
+def check_weights(weights: dict[str, torch.Tensor], shapes: dict[str, tuple[Any, ...]], path: Path) -> None:
     """Loading takes what it is asked for: a shallower model would get a part of a deeper one without a word."""
     wanted = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if "output.tied_module.weight" not in wanted:
@@ -132,32 +127,6 @@ def _failures_told() -> Iterator[None]:
 
 def _reasons(error: dcp.CheckpointException) -> str:
     return "; ".join(f"rank {rank}: {failure}" for rank, (failure, _) in sorted(error.failures.items())[:4])
-
-
-class _MetadataUnpickler(pickle.Unpickler):
-    """Reads `.metadata` and nothing else: torch would run whatever code the pickle of a stranger's checkpoint names.
-
-    Of what follows, torch reads tensors with weights_only, and weights are nothing else. Only the optimizer state of a
-    run that is gone on with may hold other things.
-    """
-
-    allowed: ClassVar[dict[str, tuple[str, ...]]] = {
-        "torch": ("Size",),
-        "torch.serialization": ("_get_layout",),
-        "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
-        "torch.distributed.checkpoint.metadata": (
-            "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta",
-            "TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
-        ),
-        "pathlib": ("Path", "PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath"),
-        "collections": ("OrderedDict",),
-    }  # fmt: skip
-
-    def find_class(self, module: str, name: str) -> Any:
-        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if is_dtype or name in self.allowed.get(module, ()):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"{module}.{name} has no place in the metadata of a checkpoint")
 
 
 @contextmanager

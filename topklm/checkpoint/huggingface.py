@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pickle
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from topklm.checkpoint.tensors import read_tensors
 from topklm.config import build
 from topklm.data import Tokenizer, load_tokenizer
 from topklm.data.tokenizers import HFTokenizer
@@ -162,7 +161,8 @@ def _weight_files(path: Path) -> list[Path]:
         missing = [part.name for part in files if not part.is_file()]
         if missing:
             raise CheckpointError(
-                f"{path}: {len(missing)} of {len(files)} weight files are missing: {', '.join(missing)}"
+                f"{path}: {len(missing)} of {len(files)} weight files are missing: {', '.join(missing)}; download or "
+                "export them again"
             )
         return files
     raise CheckpointError(
@@ -178,12 +178,12 @@ def _stored(path: Path) -> Iterator[tuple[str, Tensor]]:
                 with library.safe_open(file, framework="pt") as tensors:
                     yield from ((name, tensors.get_tensor(name)) for name in tensors.keys())  # noqa: SIM118 - it cannot be iterated itself
             except library.SafetensorError as error:
-                raise CheckpointError(f"{file} is damaged: {error}") from error
+                raise CheckpointError(f"{file} is damaged: {error}; download or export it again") from error
         else:
-            try:
-                yield from torch.load(file, map_location="cpu", mmap=True, weights_only=True).items()
-            except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, AttributeError) as error:
-                raise CheckpointError(f"{file} cannot be read as a state dict: {error}") from error
+            content = read_tensors(file, "a state dict")
+            if not isinstance(content, dict) or not all(isinstance(t, Tensor) for t in content.values()):
+                raise CheckpointError(f"{file} holds no state dict; download it again")
+            yield from content.items()
 
 
 def _gguf(path: Path, what: str) -> Any:
@@ -194,7 +194,7 @@ def _gguf(path: Path, what: str) -> Any:
     try:
         return auto.from_pretrained(str(path.parent), gguf_file=path.name, local_files_only=True)
     except Exception as error:  # any kind, of a file from elsewhere
-        raise CheckpointError(f"transformers cannot read {path}: {error}") from error
+        raise CheckpointError(f"transformers cannot read {path}: {error}; download it again") from error
 
 
 def _gguf_config(path: Path) -> dict[str, Any]:
@@ -214,7 +214,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+        raise CheckpointError(f"{path} cannot be read: {error}; download or export it again") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds no object of settings")
     return content

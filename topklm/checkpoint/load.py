@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from topklm.checkpoint.huggingface import (
 from topklm.checkpoint.integrity import FILES, checkpoint_hash, defects
 from topklm.checkpoint.lingua import TRAIN_STATE, lingua_tokenizer, newest_of_lingua
 from topklm.checkpoint.store import ACTIVATIONS, list_checkpoints, newest_good
+from topklm.checkpoint.tensors import read_tensors
 from topklm.config import build
 from topklm.data import Tokenizer, open_saved_tokenizer
 from topklm.errors import CheckpointError, ConfigError
@@ -83,7 +83,7 @@ def load_model(
     if own_alpha is not None:
         set_alpha(model, own_alpha if alpha is None else alpha)
     elif alpha is not None:
-        raise ConfigError(f"{checkpoint} is a dense model; it has no alpha to set to {alpha}")
+        raise ConfigError(f"{checkpoint} is a dense model; it has no alpha to set to {alpha}; leave alpha out")
     loaded = LoadedConfig(
         model=config,
         topk=topk,
@@ -150,7 +150,8 @@ def resolve(path: Path) -> Path:
         return found
     raise CheckpointError(
         f"{path} is no run (checkpoints/), no checkpoint directory (.metadata), no consolidated file, and no model of "
-        "Hugging Face (config.json or .gguf)" + ("" if path.exists() else "; it does not exist")
+        "Hugging Face (config.json or .gguf); "
+        + ("give one of these" if path.exists() else "it does not exist, correct the path")
     )
 
 
@@ -168,10 +169,25 @@ def read_weights(checkpoint: Path, like: Transformer) -> tuple[dict[str, Tensor]
             weights.pop("output.tied_module.weight", None)  # Lingua repeats a tied embedding
         return weights, step
     if (checkpoint / FILES).exists() and (wrong := defects(checkpoint)):
-        raise CheckpointError(f"{checkpoint} is broken: {'; '.join(wrong)}")
+        raise CheckpointError(f"{checkpoint} is broken: {'; '.join(wrong)}; restore it, or take another")
     weights = {name: torch.empty(t.shape, dtype=torch.float32) for name, t in like.state_dict().items()}
     dcp.load_weights(weights, checkpoint)
     return weights, _stored_step(checkpoint)
+
+
+def check_weights(checkpoint: Path, config: ModelConfig) -> None:
+    """Raise `CheckpointError` unless what `resolve` gave has the names and shapes of a model of these sizes.
+
+    Of a checkpoint directory only the metadata are read, other forms whole.
+    """
+    like = build_model(config, None, "meta").state_dict()
+    if checkpoint.is_dir() and not find_huggingface(checkpoint):
+        dcp.check_weights(
+            like, dcp.stored_shapes(checkpoint, "model.") or dcp.stored_shapes(checkpoint, ""), checkpoint
+        )
+        return
+    weights, _ = read_weights(checkpoint, build_model(config, None, "meta"))
+    dcp.check_weights(like, {name: tuple(tensor.shape) for name, tensor in weights.items()}, checkpoint)
 
 
 def read_activations(checkpoint: Path, model: torch.nn.Module, *, required: bool = True) -> None:
@@ -208,7 +224,7 @@ def _stored_activations(checkpoint: Path, wanted: dict[str, Tensor]) -> tuple[di
         found = read_hf_activations(checkpoint)
         return found, bool(found)
     if checkpoint.is_file():
-        content = _read_content(checkpoint)
+        content = read_tensors(checkpoint, "a consolidated checkpoint")
         found = (content.get(ACTIVATIONS) if isinstance(content, dict) else None) or {}
         return {name: t for name, t in found.items() if isinstance(t, Tensor)}, bool(found)
     shapes = dcp.stored_shapes(checkpoint, f"{ACTIVATIONS}.")
@@ -217,18 +233,13 @@ def _stored_activations(checkpoint: Path, wanted: dict[str, Tensor]) -> tuple[di
     return tensors, bool(shapes)
 
 
-def _read_content(file: Path) -> Any:
-    try:
-        return torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
-        raise CheckpointError(f"{file} cannot be read as a consolidated checkpoint: {error}") from error
-
-
 def _read_file(file: Path) -> tuple[dict[str, Tensor], int | None]:
-    content = _read_content(file)
+    content = read_tensors(file, "a consolidated checkpoint")
     weights = content.get("model", content) if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(t, Tensor) for t in weights.values()):
-        raise CheckpointError(f"{file} holds no state dict")
+        raise CheckpointError(
+            f"{file} holds no state dict; give a file of named tensors, as torch.save(model.state_dict()) writes"
+        )
     step = content.get("step") if weights is not content else None
     return {name: t.float() for name, t in weights.items()}, _stored_step(file) if step is None else step
 
@@ -265,11 +276,17 @@ def _beside(checkpoint: Path, name: str) -> Path:
     for place in places:
         if place.exists():
             return place
-    raise CheckpointError(f"{checkpoint}: there is no {name} in {' or '.join(str(p.parent) for p in places)}")
+    there = " or ".join(str(place.parent) for place in places)
+    raise CheckpointError(
+        f"{checkpoint}: there is no {name} in {there}; copy it there from where the model was trained"
+    )
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}; copy it again") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, no object of settings; copy it again")
+    return content

@@ -10,13 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
+from topklm.checkpoint import check_weights, list_checkpoints, resolve
 from topklm.data import TrainData, n_scored_tokens, open_saved_tokenizer
-from topklm.errors import ConfigError, Problem, TopklmError
+from topklm.errors import CheckpointError, ConfigError, Problem, TopklmError
 from topklm.evaluate import check_tasks, windows_of
 from topklm.model.lingua import find_lingua
 from topklm.optional import require
 from topklm.train.config import TrainConfig
 from topklm.train.optim import learning_rate
+from topklm.train.room import check_room
 
 log = logging.getLogger("topklm.train")
 _LOCK_SECONDS = 1.0
@@ -27,19 +29,21 @@ def preflight(config: TrainConfig, data: TrainData, *, is_main: bool) -> TextIO 
 
     Returns the run's lock, held by the main rank as long as the file is open: two processes that write one run
     would destroy each other's checkpoints. Raises `ConfigError` with everything that is wrong, `DataError` if
-    the data have lost their tokenizer.
+    the data have lost their tokenizer, `StorageError` if no checkpoint fits on the disk, `CheckpointError` if the
+    weights to start from do not fit.
     """
     open_saved_tokenizer(data.tokenizer_dir)  # each checkpoint gets a copy
+    _check_start(config)
     problems = []
     for wanted, module, extra in (
-        (config.logging.wandb, "wandb", "topklm[wandb]"),
-        (config.logging.tensorboard, "torch.utils.tensorboard", "topklm[tensorboard]"),
+        (config.logging.wandb, "wandb", "wandb"),
+        (config.logging.tensorboard, "torch.utils.tensorboard", "tensorboard"),
     ):
         if wanted:
             try:
-                require(module, extra)
+                require(module, f"topklm[{extra}]")
             except ConfigError as error:
-                problems += error.problems
+                problems += [problem.under(f"logging.{extra}") for problem in error.problems]
     if config.model.backend == "lingua":
         try:
             find_lingua()
@@ -56,6 +60,7 @@ def preflight(config: TrainConfig, data: TrainData, *, is_main: bool) -> TextIO 
         problems += _place_problems(key, place)
     if problems:  # before anything is made
         raise ConfigError(problems)
+    check_room(config, is_main=is_main)
     lock = None
     try:
         Path(config.dump_dir).mkdir(parents=True, exist_ok=True)
@@ -70,11 +75,23 @@ def preflight(config: TrainConfig, data: TrainData, *, is_main: bool) -> TextIO 
     return lock
 
 
+def _check_start(config: TrainConfig) -> None:
+    """Raise `CheckpointError` if a new run is to start from weights that are not there or of another model."""
+    key = "init_from" if config.init_from is not None else "checkpoint.init_ckpt_path"
+    source = config.init_from or config.checkpoint.init_ckpt_path
+    if source is None or list_checkpoints(config.checkpoint_dir):
+        return
+    try:
+        check_weights(resolve(Path(source)), config.model)
+    except CheckpointError as error:
+        raise CheckpointError(f"{key}: {error}") from error
+
+
 def _place_problems(key: str, place: Path) -> Iterator[Problem]:
     """Why the directory `place` could not be made or written; nothing is made to find out."""
     there = next(path for path in (place, *place.absolute().parents) if path.exists())
     if not there.is_dir():
-        yield Problem(key, f"{place} cannot be a directory, because {there} is a file; choose another")
+        yield Problem(key, f"{place} cannot be written, because {there} is a file; choose another directory")
     elif not os.access(there, os.W_OK | os.X_OK):
         yield Problem(key, f"{place} cannot be written, {there} does not allow it; allow it, or choose another")
 

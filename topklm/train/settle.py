@@ -97,7 +97,10 @@ def read_stored(config: TrainConfig) -> TrainConfig | None:
         except (OSError, json.JSONDecodeError) as error:
             log.warning("%s: params.json cannot be read (%s)", place, error)
         except ConfigError as error:
-            raise ConfigError(f"{place} was not written by this version of this project: {error}") from error
+            raise ConfigError(
+                f"{place} was not written by this version of this project: {error}\nGo on with the version that wrote "
+                "it, or start a new run from its weights with checkpoint.init_ckpt_path"
+            ) from error
     return None
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from tests.unit.data.corpus import documents
 from tests.unit.data.synthetic import write_source
 from topklm.checkpoint import CheckpointConfig, CheckpointStore
+from topklm.checkpoint.integrity import FILES, digest
 from topklm.config import build, save_config, to_dict
 from topklm.data import open_data
 from topklm.data.tokenizers import ByteTokenizer
@@ -137,10 +138,7 @@ def config_file(**changes: object) -> None:
 
 
 def again(directory: str, **params: object) -> None:
-    """A checkpoint whose params.json says something else, with the hashes that fit."""
-    from topklm.checkpoint.integrity import FILES, digest
-
+    """A checkpoint whose params.json says something else, with hashes that fit what is there."""
     edit_json(f"{directory}/params.json", **params)
-    recorded = json.loads((Path(directory) / FILES).read_text())
-    recorded["params.json"] = digest(Path(directory) / "params.json")
-    (Path(directory) / FILES).write_text(json.dumps(recorded))
+    files = [p for p in Path(directory).rglob("*") if p.is_file() and p.name != FILES]
+    write(f"{directory}/{FILES}", json.dumps({str(p.relative_to(directory)): digest(p) for p in files}))
