@@ -102,7 +102,7 @@ class Activation:
 
     def takes_sum(self, stream: Tensor, update: Tensor) -> bool:
         """Whether `of_sum` computes A(stream + update) in one pass, so that nobody has to add them up before."""
-        return self.has_kernel and not self._through and self.kernel.takes(stream, update)
+        return self.has_kernel and not self._through and self.kernel.takes_sum(stream, update)
 
     def of_sum(self, stream: Tensor, update: Tensor, alpha: Tensor | None) -> Tensor:
         """A(stream + update), where `takes_sum`."""

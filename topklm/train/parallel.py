@@ -18,7 +18,8 @@ from torch.distributed.distributed_c10d import _set_pg_timeout as set_timeout
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from topklm.errors import ConfigError, Problem
-from topklm.sparsity import SAVED_OPS
+from topklm.sparsity import SAVED_OPS, activations_of, set_kernel
+from topklm.sparsity.kernels.choice import KernelChoice
 
 log = logging.getLogger("topklm.train")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -55,6 +56,9 @@ class DistributedConfig:
     """Lingua's switch; the same as activation_checkpointing=selective."""
     activation_checkpointing: Literal["none", "selective", "full"] = "none"
     """selective keeps matrix products and attention, full only the blocks' inputs; both keep the TopK selection."""
+    topk_kernel: KernelChoice = "auto"
+    """auto: TopK blocks run as one Triton kernel on a GPU that can; triton: so or not at all; torch: in PyTorch.
+    The results are the same, so a resumed run may change it."""
     matmul_allow_tf32: bool = False
     """TF32 for fp32 matrix products on GPU."""
     detect_anomaly: bool = False
@@ -199,6 +203,7 @@ def parallelize(model: nn.Module, world: World, config: DistributedConfig) -> No
 
     The names in its state dict stay. Parameters may be on the meta device.
     """
+    _choose_kernel(model, world.device, config)
     layers = model.get_submodule("layers")
     if config.checkpointing != "none":
         for name, block in layers.named_children():
@@ -217,6 +222,19 @@ def parallelize(model: nn.Module, world: World, config: DistributedConfig) -> No
     for block in layers.children():
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
+
+
+def _choose_kernel(model: nn.Module, device: torch.device, config: DistributedConfig) -> None:
+    """How TopK blocks compute. Raises `ConfigError` where the kernel was asked for and cannot run, before any step."""
+    dim: Any = model.config.dim
+    try:
+        set_kernel(model, config.topk_kernel)
+        able = [activation.kernel for activation in activations_of(model) if activation.has_kernel]
+        reason = able[0].why_not(device, DTYPES[config.model_dtype], dim) if able else None
+    except ConfigError as error:
+        raise ConfigError([Problem("distributed.topk_kernel", str(error))]) from error
+    if reason is not None and config.topk_kernel == "auto" and device.type == "cuda":
+        log.warning("TopK runs without its kernel, slower and with the same results: %s", reason)
 
 
 def _checkpointed(block: nn.Module, mode: str) -> nn.Module:

@@ -61,12 +61,25 @@ def test_what_a_gpu_takes() -> None:
     kernel = Kernel("auto", ("cuda",))
     with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True):
         x = torch.empty(2, 8, device="cuda", dtype=torch.bfloat16)
-        assert kernel.takes(x, x)
-        assert "float64" in str(kernel.why_not(x.double()))
-        assert "8192" in str(kernel.why_not(x.new_empty(2, 8193)))
-        assert "adds equals" in str(kernel.why_not(x, x.float()))
-        assert "adds equals" in str(kernel.why_not(x, x.new_empty(1, 8)))
-        assert "on cpu" in str(kernel.why_not(torch.empty(2, 8)))
+        assert kernel.takes_sum(x, x)
+        assert not kernel.takes_sum(x, x.float())
+        assert not kernel.takes_sum(x, x.new_empty(1, 8))
+        assert not kernel.takes(x.double())
+    gpu = torch.device("cuda")
+    assert "float64" in str(kernel.why_not(gpu, torch.float64, 8))
+    assert "at most 8192" in str(kernel.why_not(gpu, torch.float32, 8193))
+    assert "on cpu" in str(kernel.why_not(torch.device("cpu"), torch.float32, 8))
+    with pytest.raises(ConfigError, match="at most 8192 entries, not 8193; take auto"):
+        Kernel("triton", ("cuda",)).why_not(gpu, torch.float32, 8193)
+
+
+@pytest.mark.parametrize(("missing", "told"), [("gcc", "a C compiler"), ("header", "Python.h")])
+def test_what_triton_needs_is_told(missing: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(choice.shutil, "which", lambda name: None if missing == "gcc" else name)
+    monkeypatch.setattr(choice.sysconfig, "get_path", lambda name: "/nowhere")
+    assert told in str(choice.why_absent.__wrapped__())
 
 
 def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:

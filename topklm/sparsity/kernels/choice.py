@@ -5,7 +5,10 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import shutil
+import sysconfig
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -25,6 +28,12 @@ def why_absent() -> str | None:
     """Why no kernel can run in this process, None if one can."""
     if importlib.util.find_spec("triton") is None:
         return "the package triton is needed, which comes with PyTorch for CUDA: pip install triton"
+    if _interpreted():
+        return None
+    if "CC" not in os.environ and not any(map(shutil.which, ("gcc", "clang"))):
+        return "Triton needs a C compiler to start kernels: install gcc, or set CC"
+    if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+        return "Triton needs Python.h to start kernels: install the package python3-dev"
     return None
 
 
@@ -51,23 +60,28 @@ class Kernel:
             raise ConfigError(f"kernel triton: {absent}; or take auto")
         return cls(choice, () if absent else ("cuda", "cpu") if _interpreted() else ("cuda",))
 
-    def why_not(self, x: Tensor, update: Tensor | None = None) -> str | None:
-        """Why the kernel cannot take x [..., D] (and add `update` to it); None if it can."""
-        if x.device.type not in self.devices:
-            return f"tensors on {x.device.type} cannot be given to it" if self.devices else why_absent()
-        if x.dtype not in _DTYPES:
-            return f"it computes in fp32, bf16 and fp16, not in {x.dtype}"
-        if x.shape[-1] > MAX_DIM:
-            return f"its rows have at most {MAX_DIM} entries, not {x.shape[-1]}"
-        if update is not None and (update.dtype != x.dtype or update.shape != x.shape or update.device != x.device):
-            return f"it adds equals, not {update.dtype} {list(update.shape)} to {x.dtype} {list(x.shape)}"
-        return None
+    def why_not(self, device: torch.device, dtype: torch.dtype, dim: int) -> str | None:
+        """Why it is not taken for tensors [..., `dim`]; None if it is.
 
-    def takes(self, x: Tensor, update: Tensor | None = None) -> bool:
-        """Whether the kernel is taken. Raises `ConfigError` where it was asked for and cannot run."""
+        Raises `ConfigError` where it was asked for and cannot run.
+        """
         if self.choice == "torch":
-            return False
-        reason = self.why_not(x, update)
+            return "another one was chosen"
+        reason = None
+        if device.type not in self.devices:
+            reason = f"it does not run on {device.type}" if self.devices else why_absent()
+        elif dtype not in _DTYPES:
+            reason = f"it computes in fp32, bf16 and fp16, not in {dtype}"
+        elif dim > MAX_DIM:
+            reason = f"its rows have at most {MAX_DIM} entries, not {dim}"
         if reason is not None and self.choice == "triton":
             raise ConfigError(f"kernel triton: {reason}; take auto")
-        return reason is None
+        return reason
+
+    def takes(self, x: Tensor) -> bool:
+        """Whether it is taken for x [..., D]. Raises as `why_not`."""
+        return self.why_not(x.device, x.dtype, x.shape[-1]) is None
+
+    def takes_sum(self, x: Tensor, y: Tensor) -> bool:
+        """Whether it adds the two itself: equals only, since others are converted or spread first."""
+        return self.takes(x) and (x.dtype, x.shape, x.device) == (y.dtype, y.shape, y.device)
