@@ -16,6 +16,7 @@ from topklm.sparsity import TopKConfig
 from topklm.train.metrics import LoggingConfig
 from topklm.train.optim import OptimConfig
 from topklm.train.parallel import DistributedConfig
+from topklm.train.profiling import ProfilingConfig
 from topklm.train.spikes import SpikesConfig
 
 
@@ -28,7 +29,6 @@ class TrainConfig:
         "probe_freq": "statistics of activations come from checkpoints, not from a probe in training",
         "async_eval_gpus": "evaluation runs in the job's own process group",
         "env": "set environment variables where the job is started",
-        "profiling": "there is no profiler inside; run the program under one",
     }
 
     name: str = "topklm"
@@ -66,6 +66,8 @@ class TrainConfig:
     """Saving and resuming."""
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     """Metrics."""
+    profiling: ProfilingConfig = field(default_factory=ProfilingConfig)
+    """Traces, memory snapshots and tables of chosen steps."""
     eval: EvalConfig | None = None
     """Validation during training; null: none."""
 

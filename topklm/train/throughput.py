@@ -46,6 +46,12 @@ def peak_flops(device: torch.device) -> float | None:
     return next((peak for part, peak in PEAK_BF16_FLOPS.items() if f" {part} " in words), None)
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def flops_per_token(model: ModelConfig, seq_len: int) -> float:
     """6 (P without embedding, with head) + 12 L S H d: forward and backward; attention in full, not causally."""
     weights = model.n_block_params + model.vocab_size * model.dim

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+from torch.profiler import record_function
 
 from topklm.checkpoint import (
     CheckpointStore,
@@ -42,6 +43,8 @@ from topklm.train.outputs import open_outputs
 from topklm.train.parallel import World, any_rank, new_gloo_group, parallelize, start, world_from_env
 from topklm.train.peers import naming_lost_peers
 from topklm.train.preflight import preflight
+from topklm.train.profile_tables import OPTIMIZER_SCOPE, WAITING_SCOPE
+from topklm.train.profiling import Profiler
 from topklm.train.rng import restore_rng, rng_state, seed_everything
 from topklm.train.settle import settle
 from topklm.train.signals import StopRequest
@@ -124,6 +127,12 @@ class Trainer:
             with_document_ids=self.config.model.document_mask,
         )
 
+    def _new_profiler(self) -> Profiler:
+        config, world = self.config, self.world
+        folder = self.dump_dir / config.profiling.trace_folder
+        eager = not config.distributed.compile
+        return Profiler(config.profiling, folder, world.device, world.rank, self.step, names_topk=eager)
+
     def run(self, stop: StopRequest | None = None) -> int:
         """Train to the last step, or until `stop` has a signal; returns the exit code."""
         config, stop = self.config, stop or StopRequest()
@@ -135,6 +144,7 @@ class Trainer:
             )  # fmt: skip
             self.console = stack.enter_context(Console(config.steps, self.step, self.world.is_main))
             self.throughput = Throughput(config.model, config.data.seq_len, self.world.size, self.world.device)
+            profiler = stack.enter_context(self._new_profiler())
             batches = iter(self.loader)
             stack.callback(self.loader.close)
             if self.step >= config.steps:
@@ -145,10 +155,13 @@ class Trainer:
                 if stop.agreed(self.world.cpu_group):
                     self._stop(stop.name)
                     return EXIT_PREEMPTED
-                loss, grad_norm, rate = self._train_step(next(batches))
+                with record_function(WAITING_SCOPE):
+                    batch = next(batches)
+                loss, grad_norm, rate = self._train_step(batch)
                 self.step += 1
                 self.throughput.step()
                 self._after_step(loss, grad_norm, rate)
+                profiler.step()
             self.store.finish()
         return 0
 
@@ -167,10 +180,15 @@ class Trainer:
         Returns (mean loss over all tokens of the global batch, gradient norm before clipping, learning rate); the
         tensors are 0-d and on the device.
         """
-        config = self.config
         self._set_alpha(self.step)
         self.activations.before(self.step)
         own_loss, loss = self._gradients(batches)
+        with record_function(OPTIMIZER_SCOPE):
+            return loss, *self._update(own_loss, loss)
+
+    def _update(self, own_loss: Tensor, loss: Tensor) -> tuple[Tensor, float]:
+        """The optimizer step, unless loss or gradient is not finite. Returns (gradient norm, learning rate)."""
+        config = self.config
         grad_norm = self._clip()
         rate = learning_rate(config.optim, self.step, config.steps)
         for group in self.optimizer.param_groups:
@@ -179,7 +197,7 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.activations.finish(rate / config.optim.lr, self.optimizer.found_inf)  # type: ignore[attr-defined]
-        return loss, grad_norm, rate
+        return grad_norm, rate
 
     def _gradients(self, batches: Any) -> tuple[Tensor, Tensor]:
         """Forward and backward pass of a step.
