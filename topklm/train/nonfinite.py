@@ -41,6 +41,11 @@ class StepRecord:
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
+def as_json(value: float) -> float | str:
+    """JSON has no NaN and no infinity."""
+    return value if math.isfinite(value) else str(value)
+
+
 class NonFiniteGuard:
     """Watches loss and gradient norm; the same on every rank but for `own_loss`.
 

@@ -55,7 +55,7 @@ def nonfinite_error(
             "created_at": datetime.now(UTC).isoformat(),
         }  # fmt: skip
         part = path.with_suffix(".tmp")
-        part.write_text(json.dumps(report, indent=1))
+        part.write_text(json.dumps(report, indent=1, allow_nan=False))
         part.replace(path)
     if world.cpu_group is not None:
         dist.barrier(world.cpu_group)  # no rank leaves, and has the others ended, before the file is there

@@ -36,7 +36,7 @@ from topklm.train.diagnose import Finding, first_bad_number, first_bad_tensor
 from topklm.train.evaluation import evaluate_step
 from topklm.train.exit_record import ExitRecord
 from topklm.train.metrics import Console
-from topklm.train.nonfinite import StepRecord
+from topklm.train.nonfinite import StepRecord, as_json
 from topklm.train.nonfinite_report import nonfinite_error
 from topklm.train.optim import apply_settings, build_optimizer, learning_rate
 from topklm.train.outputs import open_outputs
@@ -234,9 +234,11 @@ class Trainer:
         self._set_alpha(record.step)
         self.activations.before(record.step)
         finding = first_bad_number(self.model, self.optimizer, lambda: self._gradients(batches), self._clip)
-        return self._nonfinite(record.step, title, finding, loss=record.loss, grad_norm=record.grad_norm)
+        return self._nonfinite(
+            record.step, title, finding, loss=as_json(record.loss), grad_norm=as_json(record.grad_norm)
+        )
 
-    def _nonfinite(self, step: int, title: str, finding: Finding | None, **figures: float) -> NonFiniteError:
+    def _nonfinite(self, step: int, title: str, finding: Finding | None, **figures: float | str) -> NonFiniteError:
         alpha = get_alpha(self.model)
         return nonfinite_error(
             self.world, self.dump_dir, title, finding, lambda i: self.loader.documents_of_step(step, i),

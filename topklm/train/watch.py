@@ -19,7 +19,7 @@ from topklm.data import TrainLoader
 from topklm.errors import NonFiniteError
 from topklm.train.config import TrainConfig
 from topklm.train.metrics import append_line
-from topklm.train.nonfinite import NonFiniteGuard, StepRecord
+from topklm.train.nonfinite import NonFiniteGuard, StepRecord, as_json
 from topklm.train.optim import learning_rate
 from topklm.train.parallel import World
 from topklm.train.spikes import Spike, SpikeDetector
@@ -149,8 +149,3 @@ class Watch:
     def _append(self, name: str, record: StepRecord, **more: Any) -> None:
         figures = {"loss": as_json(record.loss), "grad_norm": as_json(record.grad_norm)}
         append_line(self._dump_dir / name, {"global_step": record.global_step, **figures, **more})
-
-
-def as_json(value: float) -> float | str:
-    """JSON has no NaN and no infinity."""
-    return value if math.isfinite(value) else str(value)
