@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from topklm.budget.memory import peak
+from topklm.budget.setting import global_batch, setting_of
 from topklm.data import DataConfig, open_data
-from topklm.errors import TopklmError
+from topklm.errors import ConfigError, TopklmError
 from topklm.launch.config import EstimateConfig
 from topklm.launch.plan import PlannedRun
 from topklm.model import ModelConfig, build_model
@@ -45,7 +48,7 @@ def size_of(run: PlannedRun, ranks: int) -> Size:
     n = parameters(model)
     if not knows:
         n -= (1 if model.weight_tying else 2) * model.dim
-    tokens = config.steps * batch_of(config, ranks) * config.data.seq_len
+    tokens = config.steps * global_batch(config, ranks) * config.data.seq_len
     return Size(
         parameters=n,
         knows_vocabulary=knows,
@@ -55,11 +58,6 @@ def size_of(run: PlannedRun, ranks: int) -> Size:
     )
 
 
-def batch_of(config: TrainConfig, ranks: int) -> int:
-    """Sequences in one step."""
-    return config.data.global_batch_size or config.data.batch_size * config.grad_acc_steps * ranks
-
-
 @lru_cache(maxsize=64)
 def parameters(model: ModelConfig) -> int:
     """Number of parameters, counted on the meta device."""
@@ -67,25 +65,12 @@ def parameters(model: ModelConfig) -> int:
 
 
 def memory_estimate(config: TrainConfig, model: ModelConfig, ranks: int) -> float:
-    """Bytes on each device while it trains, roughly: fp32 weights, gradients and two moments (16 bytes a parameter,
-    over the ranks that share them), the gathered weights of a block and of the embeddings, what the backward pass
-    needs of a micro-batch, and the logits of a chunk of the loss. Fragmentation and the framework are not in it: real
-    peaks are typically 1 to 3 GiB above, on a small model that is nearly all."""
-    shards = (config.distributed.dp_shard or ranks) if config.distributed.fsdp_type == "full_shard" else 1
-    width = 4 if config.distributed.model_dtype == "fp32" else 2
-    n = model.n_params
-    state = 16 * n / shards
-    gathered = width * (n - model.n_block_params + 2 * model.n_block_params / model.n_layers) if ranks > 1 else 0
-    tokens = config.data.batch_size * config.data.seq_len
-    # Entries kept per token and block: two residuals, two norms, the attention's and the FFN's inner values, the cut.
-    attention = model.head_width * (2 * model.heads + 2 * model.kv_heads)
-    per_block = {"none": 6 * model.dim + attention + 4 * model.ffn_width,
-                 "selective": 2 * model.dim + attention + 3 * model.ffn_width, "full": model.dim}[
-        config.distributed.checkpointing
-    ]  # fmt: skip
-    activations = tokens * model.n_layers * per_block * width
-    logits = 3 * 4 * min(tokens, model.loss_chunk) * model.vocab_size
-    return state + gathered + activations + logits
+    """Bytes of all tensors on each device at the highest moment of a step, as `apps.plan` reckons them; NaN where the
+    mesh does not fit so many ranks. What the framework takes is not in it, on a small model nearly all."""
+    try:
+        return peak(setting_of(config, model, ranks)).total
+    except ConfigError:
+        return math.nan
 
 
 def speed(runs: Sequence[PlannedRun], ranks: int, assumed: EstimateConfig) -> tuple[float | None, str]:

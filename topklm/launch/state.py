@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from topklm.budget.setting import global_batch
 from topklm.checkpoint import list_checkpoints
 from topklm.config import build, to_dict
 from topklm.errors import ConfigError, Problem
-from topklm.launch.estimate import batch_of
 from topklm.launch.plan import PlannedRun
 from topklm.train import TrainConfig
 
@@ -105,7 +105,7 @@ def contradictions(runs: Sequence[PlannedRun], ranks: int) -> list[Problem]:
             problems.append(Problem(run.name, f"{found[-1]} was not written by this version of this project: {error}"))
             continue
         asked = to_dict(run.config)
-        asked["data"]["global_batch_size"] = batch_of(run.config, ranks)
+        asked["data"]["global_batch_size"] = global_batch(run.config, ranks)
         differ = differing(asked, stored)
         if differ:
             done = (

@@ -40,6 +40,19 @@ class Table:
         return any(isinstance(row.get(column.key), int | float) for row in self.rows)
 
 
+def grid(table: Table) -> Any:
+    """A table for a terminal (rich), under its title."""
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    shown = Grid(title=table.title, title_justify="left")
+    for column in table.columns:
+        shown.add_column(column.title, justify="right" if table.is_number(column) else "left", overflow="fold")
+    for row in table.rows:
+        shown.add_row(*(Text(table.cell(row, column)) for column in table.columns))
+    return shown
+
+
 def markdown(tables: Sequence[Table], heading: str, statements: Sequence[str]) -> str:
     """Tables under a heading, with statements above them."""
     parts = [f"# {heading}", *map(_md, statements)]

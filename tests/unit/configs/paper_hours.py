@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from topklm.budget.course import course_of
 from topklm.config import load_config
 from topklm.train.config import TrainConfig
-from topklm.train.throughput import PEAK_BF16_FLOPS, flops_per_token
+from topklm.train.throughput import PEAK_BF16_FLOPS
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "paper"
 GPUS = 8
@@ -17,12 +18,8 @@ def rows() -> list[tuple[str, float, float, float]]:
     found = []
     for file in sorted(CONFIGS.glob("topk_*.yaml")):
         config = load_config(TrainConfig, [f"config={file}"])
-        assert config.data.global_batch_size is not None
-        flops = flops_per_token(config.model, config.data.seq_len)
-        tokens = config.steps * config.data.global_batch_size * config.data.seq_len
-        found.append(
-            (file.stem, config.model.n_params, flops, tokens * flops / (GPUS * PEAK_BF16_FLOPS["H200"]) / 3600)
-        )
+        course = course_of(config, config.model, GPUS, PEAK_BF16_FLOPS["H200"])
+        found.append((file.stem, config.model.n_params, course.flops_per_token, course.hours))
     return sorted(found, key=lambda row: row[2])  # the cheapest first
 
 

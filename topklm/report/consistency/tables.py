@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from topklm.report.table import Column, Table
+from topklm.report.table import Column, Table, grid
 
 Row = Mapping[str, Any]
 """Means of one series of runs in one layer by name: `rows_of` of `topklm.interp.consistency.summary`."""
@@ -111,8 +111,6 @@ def consistency_tables(rows: Sequence[Row], strata: Sequence[Row], what: str, th
 
 def terminal_table(rows: Sequence[Row], what: str) -> Any:
     """The most important columns for a terminal."""
-    from rich.table import Table as Grid
-
     full = not all(math.isnan(row["signed"]) for row in rows)
     rate = "signed" if full else "upper"
     columns = [
@@ -125,10 +123,4 @@ def terminal_table(rows: Sequence[Row], what: str) -> Any:
         Column("above" if full else "mutual_above", "above", "{:.1%}"),
         Column("identity_share", "own index", "{:.1%}"),
     ]
-    table = Table("", "", columns, [dict(row) for row in rows])
-    grid = Grid(title=f"Consistency: {what}", title_justify="left")
-    for column in columns:
-        grid.add_column(column.title, justify="right" if table.is_number(column) else "left")
-    for row in table.rows:
-        grid.add_row(*(table.cell(row, column) for column in columns))
-    return grid
+    return grid(Table(f"Consistency: {what}", "", columns, [dict(row) for row in rows]))
