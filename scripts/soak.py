@@ -38,7 +38,7 @@ def main() -> int:
     run_app(*job, "apps.train", *args, f"dump_dir={options.out / 'reference'}")
     crasher = Crasher(
         args, options.out / "reference", options.out, options.kills, options.seed, options.ranks,
-        lifetime=1.5 * (time.monotonic() - began),
+        lifetime=time.monotonic() - began,
     )  # fmt: skip
     tally = crasher.run(tell)
     figures = {**dataclasses.asdict(tally), "seconds": round(time.monotonic() - began), **vars(options)}

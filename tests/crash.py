@@ -11,6 +11,7 @@ import re
 import signal
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -58,6 +59,8 @@ class Crasher:
     kills: int
     seed: int = 0
     ranks: int = 1
+    moments: Sequence[str] = ()
+    """What the first kills are aimed at, of `PHASES`; beyond them it is drawn."""
     lifetime: float = 8.0
     """Seconds after a start within which a kill at any moment falls."""
 
@@ -68,7 +71,9 @@ class Crasher:
         while True:
             process = self._start(dump_dir)
             began = time.time()
-            moment = rng.choice(("any", *PHASES[2:])) if sum(tally.kills.values()) < self.kills else None
+            done = tally.kills.total()
+            drawn = rng.choice(("any", "any", *PHASES[2:]))
+            moment = (*self.moments, *[drawn] * self.kills)[done] if done < self.kills else None
             phase = self._kill(process, dump_dir, began, moment, newest, rng, tally) if moment else None
             stderr = process.communicate(timeout=600)[1]
             tally.resumes += "resuming from" in stderr
@@ -81,7 +86,7 @@ class Crasher:
                 return tally
             else:
                 self._compare(dump_dir, tally)
-                if sum(tally.kills.values()) >= self.kills:
+                if tally.kills.total() >= self.kills:
                     return tally
                 dump_dir, newest = self.root / f"run{tally.finished}", 0
 

@@ -1,9 +1,7 @@
 """`python -m apps.train` as a user runs it: one process on a CPU."""
 
 import json
-import random
 import signal
-import time
 
 import pytest
 import torch
@@ -54,18 +52,6 @@ def test_a_loaded_checkpoint_computes_what_training_computed(whole):
     assert torch.equal(load_model(bare)[0](tokens), by_run(tokens))
     dense_view = load_model(whole, alpha=1.0)[0]
     assert not torch.equal(dense_view(tokens), by_run(tokens))
-
-
-def test_killed_at_any_moment_and_resumed_equals_never_interrupted(tiny, whole, tmp_path):
-    generator = random.Random(0)
-    broken = tmp_path / "broken"
-    for step in (3, 11, 17):
-        process = start_app("apps.train", *tiny, f"dump_dir={broken}")
-        wait_for_step(broken, step, process)
-        time.sleep(generator.random() * 0.05)
-        kill(process)
-    run_app("apps.train", *tiny, f"dump_dir={broken}")
-    assert_same_run(whole, broken)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2])
