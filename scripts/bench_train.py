@@ -1,146 +1,254 @@
-"""What the TopK costs in training: a TopK step over a dense step, alternating in one run; loader and import time.
+"""What a training step costs: TopK over its dense twin, and both against transformers and Meta Lingua, in one run.
 
-    python scripts/bench_train.py [--dim 128 --layers 6 --k 16 --batch 8 --seq-len 256 --vocab 4096 --rounds 15]
+    python scripts/bench_train.py [--dim 128 --layers 6 --k 16 --batch 8 --seq-len 256 --vocab 4096 --rounds 9]
+    PYTHONPATH=../lingua python scripts/bench_train.py            # with Lingua's model, loss and optimizer
+    python scripts/bench_train.py --grow                          # how the step grows with D, k, L and T
+    python scripts/bench_train.py --dim 2048 --layers 24 --heads 16 --ffn-dim 5632 --k 64 --batch 16 --seq-len 2048 \
+        --vocab 32000 --compile                                   # the goal of 55 % MFU, on one H200
 
-Prints medians and ratios. The steps are whole ones: forward, backward, clipping, fused AdamW; alpha = 0 (pure) and
-alpha = 0.5 (annealing) are measured apart.
+A step is a whole one: forward, backward, clipping, fused AdamW (the others' own default too), on the same tokens.
+Ours is wrapped as `apps.train` wraps it: fp32 on a CPU, bf16 with fp32 master weights on a GPU.
+`x dense`: time over the dense twin's, the median of the ratios within a round. `memory`: the most that training needs
+(weights, optimizer, activations), beyond what a tiny model does. MFU = tokens/s (6 (P - V D [tied: + V D]) + 12 L T H d) / peak,
+where the peak is known (`topklm/train/throughput.py`); the FLOP of a token are printed in any case.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import subprocess
+import contextlib
+import importlib.util
+import logging
 import sys
-import tempfile
-import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
+from benchmarking import Times, alternate, exponent, headline, memory_of, peak_memory, table, write_json
 
-from topklm.data import DataConfig, Manifest, ShardWriter, TrainLoader, open_data, write_manifest
 from topklm.model import ModelConfig, build_model
 from topklm.sparsity import TopKConfig, set_alpha
 from topklm.train.optim import OptimConfig, build_optimizer
+from topklm.train.parallel import DistributedConfig, World, parallelize, start, world_from_env
+from topklm.train.throughput import flops_per_token, mfu, peak_flops
 
-DEFAULTS = {"dim": 128, "layers": 6, "heads": 4, "k": 16, "batch": 8, "seq_len": 256, "vocab": 4096, "rounds": 15}
+Step = Callable[[], None]
+SIZES = {"dim": 128, "layers": 6, "heads": 4, "k": 16, "batch": 8, "seq_len": 256, "vocab": 4096}
+GROWTH = {"dim": (64, 128, 256, 512), "k": (4, 16, 64), "layers": (2, 4, 8, 16), "seq_len": (128, 256, 512, 1024)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in DEFAULTS.items():
+    for name, default in SIZES.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
     parser.add_argument("--ffn-dim", type=int)
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
+    parser.add_argument("--compile", action="store_true", help="our blocks, and Lingua's")
+    parser.add_argument("--checkpointing", default="none", choices=("none", "selective", "full"), help="of our blocks")
+    parser.add_argument("--cpu-time", action="store_true", help="where the machine has other work")
+    parser.add_argument("--grow", action="store_true", help="TopK and dense alone, over D, k, L and T")
+    parser.add_argument("--out", type=Path, default=Path("bench_train.json"))
+    parser.add_argument("--memory-of", choices=VARIANTS, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    per_second = bench_steps(args)
-    bench_loader(args, per_second)
-    bench_import()
+    if args.memory_of:
+        print(measure_memory(args))
+        return
+    print(headline())
+    results = grow(args) if args.grow else compare(args)
+    write_json(args.out, vars(args), results)
 
 
-def bench_steps(args: argparse.Namespace) -> float:
-    """Returns the dense model's tokens/s."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    config = ModelConfig(
+def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
+    names = [name for name in args.variants if available(name)]
+    memory = {name: memory_of("--memory-of", name) for name in names}  # before this process grows
+    world = open_world(args)
+    runs = {name: VARIANTS[name](args, world) for name in names}
+    times = alternate(runs, args.rounds, warm_up=2, cpu_time=args.cpu_time)
+    config, tokens, peak = model_config(args), args.batch * args.seq_len, peak_flops(world.device)
+    flops = flops_per_token(config, args.seq_len)
+    print(f"{config.n_params / 1e6:.1f} M parameters, {tokens} tokens a step, {flops / 1e6:.1f} MFLOP a token")
+    results = []
+    for name in names:
+        rate = tokens / times.median(name)
+        figures = {"variant": name, "tokens_per_second": rate, "mfu": mfu(rate, flops, peak), "memory": memory[name]}
+        if "dense" in names:
+            low, high = times.spread(name, "dense")
+            figures |= {"over_dense": times.ratio(name, "dense"), "quartiles": [low, high]}
+            figures["memory_over_dense"] = memory[name] / memory["dense"]
+        if "topk" in names:
+            figures |= {"over_topk": times.ratio(name, "topk"), "topk_memory_over": memory["topk"] / memory[name]}
+        results.append(figures)
+    print_comparison(results)
+    return results
+
+
+def print_comparison(results: list[dict[str, Any]]) -> None:
+    columns = {
+        "tokens/s": lambda r: f"{r['tokens_per_second']:,.0f}",
+        "MFU": lambda r: "-" if r["mfu"] is None else f"{r['mfu']:.1%}",
+        "x dense (quartiles)": lambda r: f"{r['over_dense']:.3f} ({r['quartiles'][0]:.3f} - {r['quartiles'][1]:.3f})",
+        "memory, MiB": lambda r: f"{r['memory'] / 2**20:,.0f}",
+        "TopK: x its tokens/s": lambda r: f"{r['over_topk']:.2f}",
+        "x its memory": lambda r: f"{r['topk_memory_over']:.2f}",
+    }
+
+    def cell(show: Callable[[dict[str, Any]], str], row: dict[str, Any]) -> str:
+        with contextlib.suppress(KeyError):  # without the variant that it is compared to
+            return show(row)
+        return "-"
+
+    rows = [[row["variant"], *(cell(show, row) for show in columns.values())] for row in results]
+    print(table(["step", *columns], rows), flush=True)
+
+
+def grow(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Each size alone, the others as given; tokens a step stay equal as long as a sequence fits."""
+    world = open_world(args)
+    results = []
+    for axis, values in GROWTH.items():
+        seconds = []
+        for value in values:
+            sized = argparse.Namespace(**{**vars(args), axis: value})
+            sized.batch = max(1, args.batch * args.seq_len // sized.seq_len)
+            sized.heads = max(1, sized.dim * args.heads // args.dim)
+            runs = {name: VARIANTS[name](sized, world) for name in ("dense", "topk")}
+            times: Times = alternate(runs, max(3, args.rounds // 3), cpu_time=args.cpu_time)
+            per_token = times.median("topk") / (sized.batch * sized.seq_len)
+            seconds.append(per_token)
+            results.append(
+                {axis: value, "topk_over_dense": times.ratio("topk", "dense"), "seconds_per_token": per_token}
+            )
+        power = exponent(values, seconds)
+        results.append({"axis": axis, "exponent": power})
+        rows = [
+            (r[axis], f"{1e6 * r['seconds_per_token']:.0f}", f"{r['topk_over_dense']:.3f}")
+            for r in results
+            if axis in r
+        ]
+        print(
+            f"\ntime of a token ~ {axis}^{power:.2f}\n" + table([axis, "us a token", "TopK x dense"], rows), flush=True
+        )
+    return results
+
+
+def open_world(args: argparse.Namespace) -> World:
+    return start(world_from_env(), distributed(args))
+
+
+def distributed(args: argparse.Namespace) -> DistributedConfig:
+    dtype = "bf16" if torch.cuda.is_available() else "fp32"
+    return DistributedConfig(model_dtype=dtype, compile=args.compile, activation_checkpointing=args.checkpointing)  # type: ignore[arg-type]
+
+
+def measure_memory(args: argparse.Namespace) -> float:
+    world, make = open_world(args), VARIANTS[args.memory_of]
+    tiny = {"dim": 32, "heads": 2, "layers": 3, "k": 4, "batch": 1, "seq_len": 8, "vocab": 64, "ffn_dim": None}
+    make(argparse.Namespace(**vars(args) | tiny), world)()  # imports and libraries take theirs
+
+    def run() -> None:
+        step = make(args, world)
+        for _ in range(3):
+            step()
+
+    return peak_memory(run)
+
+
+def model_config(args: argparse.Namespace) -> ModelConfig:
+    return ModelConfig(
         dim=args.dim, n_layers=args.layers, n_heads=args.heads, vocab_size=args.vocab, ffn_dim=args.ffn_dim,
         max_seqlen=args.seq_len,
     )  # fmt: skip
-    variants = {
-        "dense": (None, 0.0),
-        "topk": (TopKConfig(k=args.k), 0.0),
-        "topk annealing": (TopKConfig(k=args.k), 0.5),
-    }
-    steps = {name: make_step(config, topk, alpha, args, device, dtype) for name, (topk, alpha) in variants.items()}
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    for round_ in range(args.rounds + 2):
-        for name, step in steps.items():
-            began = time.perf_counter()
-            step()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            if round_ >= 2:  # the first two warm up allocators and, if asked for, the compiler
-                times[name].append(time.perf_counter() - began)
-    tokens = args.batch * args.seq_len
-    print(
-        f"{device.type}, {dtype}, {config.n_params / 1e6:.1f} M parameters, {tokens} tokens/step, {args.rounds} rounds"
-    )
-    for name, seconds in times.items():
-        # The ratio within a round, then its median: what slows the machine down slows neighbours alike.
-        ratio = statistics.median(a / b for a, b in zip(seconds, times["dense"], strict=True))
-        print(f"  {name:15s} {tokens / statistics.median(seconds):>10,.0f} tokens/s   {ratio:.3f} x the dense step")
-    return tokens / statistics.median(times["dense"])
 
 
-def make_step(config, topk, alpha, args, device, dtype):  # type: ignore[no-untyped-def]
-    model = build_model(config, topk).to(device)
-    if topk is not None:
-        set_alpha(model, alpha)
-    if args.compile:
-        for block in model.layers:
-            block.forward = torch.compile(block.forward)
-    optimizer = build_optimizer(model, OptimConfig())
-    tokens = torch.randint(0, args.vocab, (args.batch, args.seq_len + 1), device=device)
+def ours(topk: bool, alpha: float = 0.0) -> Callable[[argparse.Namespace, World], Step]:
+    def make(args: argparse.Namespace, world: World) -> Step:
+        model = build_model(model_config(args), TopKConfig(k=args.k) if topk else None)
+        if topk:
+            set_alpha(model, alpha)
+        parallelize(model.to(world.device), world, distributed(args))
+        tokens = make_tokens(args, world)
+        loss = lambda: model(tokens[:, :-1], tokens[:, 1:])  # noqa: E731
+        return make_step(model, build_optimizer(model, OptimConfig()), loss)
 
+    return make
+
+
+def transformers_step(args: argparse.Namespace, world: World) -> Step:
+    """Hugging Face's Llama with its own loss, as its Trainer runs it: fused AdamW, autocast to bf16 on a GPU."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        hidden_size=args.dim, intermediate_size=model_config(args).ffn_width, num_hidden_layers=args.layers,
+        num_attention_heads=args.heads, vocab_size=args.vocab, max_position_embeddings=args.seq_len, use_cache=False,
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).to(world.device)
+    tokens = make_tokens(args, world)
+    mixed = torch.autocast(world.device.type, torch.bfloat16, enabled=world.device.type == "cuda")
+
+    def loss() -> torch.Tensor:
+        with mixed:
+            return model(input_ids=tokens[:, :-1], labels=tokens[:, :-1]).loss  # it shifts them itself
+
+    return make_step(model, torch.optim.AdamW(model.parameters(), lr=3e-4, fused=True), loss)
+
+
+def lingua_step(args: argparse.Namespace, world: World) -> Step:
+    """Meta Lingua's model, loss and optimizer; FSDP2 in bf16 and compiled blocks as ours."""
+    from apps.main.transformer import LMTransformer, LMTransformerArgs  # Lingua's
+    from lingua.optim import OptimArgs
+    from lingua.optim import build_optimizer as theirs
+
+    from topklm.model.lingua import lingua_sizes
+
+    model = LMTransformer(LMTransformerArgs(vocab_size=args.vocab, **lingua_sizes(model_config(args))))
+    model.init_weights()
+    parallelize(model.to(world.device), world, distributed(args))
+    optimizer, schedule = theirs(model, OptimArgs(), 1000)
+    tokens = make_tokens(args, world)
+    return make_step(model, optimizer, lambda: model(tokens[:, :-1], tokens[:, 1:]), schedule.step)
+
+
+def make_tokens(args: argparse.Namespace, world: World) -> torch.Tensor:
+    return torch.randint(0, args.vocab, (args.batch, args.seq_len + 1)).to(world.device)
+
+
+def make_step(
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss: Callable[[], torch.Tensor],
+    after: Callable[[], None] = lambda: None,
+) -> Step:
     def step() -> None:
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            loss = model(tokens[:, :-1], tokens[:, 1:])
-        loss.backward()
+        loss().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+        after()
         optimizer.zero_grad()
 
     return step
 
 
-def bench_loader(args: argparse.Namespace, training_tokens_per_second: float) -> None:
-    with tempfile.TemporaryDirectory() as scratch:
-        source = Path(scratch) / "synthetic"
-        tokenizer = {"name": "bytes", "sha256": "0", "vocab_size": args.vocab, "bos_id": 0, "eos_id": 1}
-        writer = ShardWriter(source, "train", "synthetic", "uint16", 2**23)
-        rng = np.random.default_rng(0)
-        for _ in range(200):
-            writer.add(rng.integers(0, args.vocab, 50_000), 200_000)
-        shards = writer.close()
-        write_manifest(
-            source,
-            Manifest(
-                source="synthetic", dtype="uint16", tokenizer=tokenizer, add_bos=True, add_eos=True, split={},
-                origin={}, counts={}, skipped={}, shards=shards,
-            ),
-        )  # fmt: skip
-        config = DataConfig(root_dir=scratch, sources={"synthetic": 1.0}, seq_len=args.seq_len)
-        loader = TrainLoader(
-            open_data(config), global_batch_size=64, micro_batch_size=64, rank=0, world_size=1, start_step=0,
-            load_async=False, prefetch_size=1, pin_memory=False, with_document_ids=False,
-        )  # fmt: skip
-        rates = []
-        for i, batches in enumerate(loader):
-            if i == 0:
-                began = time.perf_counter()
-                continue
-            now = time.perf_counter()
-            rates.append(sum(b.tokens.numel() for b in batches) / (now - began))
-            began = now
-            if i == 50:
-                break
-        rate = statistics.median(rates)
-    print(
-        f"  loader          {rate:>10,.0f} tokens/s   {rate / training_tokens_per_second:.0f} x training (one process)"
-    )
+VARIANTS: dict[str, Callable[[argparse.Namespace, World], Step]] = {
+    "dense": ours(False),
+    "topk": ours(True),
+    "topk annealing": ours(True, 0.5),
+    "transformers": transformers_step,
+    "lingua": lingua_step,
+}
+NEEDS = {"transformers": "transformers", "lingua": "lingua"}
 
 
-def bench_import() -> None:
-    """Median extra time of `import topklm` over `import torch`, in fresh interpreters."""
-    code = "import time; import torch; t = time.perf_counter(); import topklm{}; print(time.perf_counter() - t)"
-    for what in ("", "; topklm.sparsify"):
-        out = [
-            float(subprocess.run([sys.executable, "-c", code.format(what)], capture_output=True, check=True).stdout)
-            for _ in range(5)
-        ]
-        print(f"  import topklm{what:20s} {statistics.median(out):.3f} s beyond torch")
+def available(name: str) -> bool:
+    """Whether the package of a variant is there; says so if not."""
+    if name not in NEEDS or importlib.util.find_spec(NEEDS[name]):
+        return True
+    print(f"{name}: not on the path, left out", file=sys.stderr)
+    return False
 
 
 if __name__ == "__main__":
+    logging.getLogger("xformers").setLevel(logging.ERROR)  # of kernels that it lacks on a CPU
     main()

@@ -8,14 +8,19 @@ pass, chunk by chunk, since the softmax is at hand there: the same matrix produc
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from topklm.model.linear import linear, weight_gradient
+
 IGNORE = -100
 """Target of a position that is not scored."""
+_CPU_CHUNK = 256
+"""A CPU takes no more tokens at a time: their logits stay in its cache, and need no fresh memory from the system."""
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int = 1024) -> Tensor:
@@ -33,13 +38,18 @@ def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int = 1
     with torch.no_grad():
         parts = [
             F.cross_entropy(_logits(h, weight), t, ignore_index=IGNORE, reduction="none")
-            for h, t in zip(hidden.split(chunk), targets.split(chunk), strict=True)
+            for h, t in _chunks(chunk, hidden, targets)
         ]
     return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
 
 
+def _chunks(chunk: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    chunk = min(chunk, _CPU_CHUNK) if tensors[0].device.type == "cpu" else chunk
+    return zip(*(tensor.split(chunk) for tensor in tensors), strict=True)
+
+
 def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
-    logits = hidden @ weight.T  # [n, V]
+    logits = linear(hidden, weight)  # [n, V]
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
@@ -48,26 +58,33 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> Tensor:
         wide = torch.promote_types(hidden.dtype, torch.float32)
         total = hidden.new_zeros((), dtype=wide)
-        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.zeros_like(weight, dtype=wide) if ctx.needs_input_grad[1] else None
-        for start in range(0, hidden.shape[0], chunk):
-            part = slice(start, start + chunk)
-            h, target = hidden[part], targets[part]
-            log_p = _logits(h, weight).log_softmax(-1)  # [n, V]
-            total += F.nll_loss(log_p, target, ignore_index=IGNORE, reduction="sum")
-            if grad_hidden is None and grad_weight is None:
-                continue
-            # d loss / d logits = softmax - one_hot, and 0 for tokens that are not scored; in place of log_p
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = None
+        for h, target, grad_h in _chunks(chunk, hidden, targets, grad_hidden):
+            logits = _logits(h, weight)
             scored = target != IGNORE
-            grad = log_p.exp_()
-            grad[torch.arange(len(target), device=target.device), target.where(scored, 0)] -= 1
-            grad = grad.masked_fill_(~scored[:, None], 0).to(hidden.dtype)
-            if grad_hidden is not None:
-                torch.mm(grad, weight, out=grad_hidden[part])
-            if grad_weight is not None:
-                grad_weight += grad.T @ h
+            index = target.where(scored, 0)[:, None]
+            p = logits.softmax(-1)
+            # ln p of the target, also where p itself is 0: the highest logit's p is 1 / sum exp(logit - highest)
+            highest = logits.amax(-1, keepdim=True)
+            losses = highest - p.amax(-1, keepdim=True).log() - logits.gather(-1, index)
+            total += losses[:, 0].where(scored, 0).sum()
+            del logits
+            if not any(ctx.needs_input_grad):
+                continue
+            # d loss / d logits = softmax - one_hot, and 0 for tokens that are not scored
+            p.scatter_add_(-1, index, p.new_full((1, 1), -1).expand_as(index))
+            grad = p.masked_fill_(~scored[:, None], 0).to(hidden.dtype)
+            if ctx.needs_input_grad[0]:
+                grad_h.copy_(linear(grad, weight.T))
+            if ctx.needs_input_grad[1]:
+                part = weight_gradient(h, grad)
+                grad_weight = part.to(wide) if grad_weight is None else grad_weight.add_(part)
         # The head's gradient keeps the weight's dtype between forward and backward: that is what autograd returns.
-        ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
+        ctx.save_for_backward(
+            grad_hidden if ctx.needs_input_grad[0] else None,
+            None if grad_weight is None else grad_weight.to(weight.dtype),
+        )
         return total
 
     @staticmethod

@@ -15,6 +15,8 @@ from topklm.errors import ConfigError
 from topklm.model.cache import KVCache, LayerCache
 from topklm.model.config import ModelConfig
 from topklm.model.init import init_weights
+from topklm.model.lean import rms_norm, swiglu
+from topklm.model.linear import Linear, linear
 from topklm.model.loss import linear_cross_entropy, token_losses
 from topklm.model.rope_scaling import RopeScaling
 
@@ -34,7 +36,7 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(self.new_block(config) for _ in range(config.n_layers))
         self.norm = RMSNorm(config.dim, config.norm_eps)
         if not config.weight_tying:
-            self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+            self.output = Linear(config.dim, config.vocab_size)
         if not self.tok_embeddings.weight.is_meta:
             init_weights(self, config)
 
@@ -67,7 +69,7 @@ class Transformer(nn.Module):
             h = h[torch.arange(len(at), device=at.device)[:, None], at]  # [B, n, D]
         h = self.norm(h)  # [B, T, D]
         if targets is None:
-            return F.linear(h, self.head_weight)  # [B, T, V]
+            return linear(h, self.head_weight)  # [B, T, V]
         flat, chunk = (h.flatten(0, 1), self.head_weight, targets.flatten()), self.config.loss_chunk
         if reduction == "none":
             return token_losses(*flat, chunk).view_as(targets)
@@ -136,10 +138,10 @@ class Attention(nn.Module):
         super().__init__()
         self.head_width = config.head_width
         self.grouped = config.kv_heads != config.heads
-        self.wq = nn.Linear(config.dim, config.heads * config.head_width, bias=False)
-        self.wk = nn.Linear(config.dim, config.kv_heads * config.head_width, bias=False)
-        self.wv = nn.Linear(config.dim, config.kv_heads * config.head_width, bias=False)
-        self.wo = nn.Linear(config.heads * config.head_width, config.dim, bias=False)
+        self.wq = Linear(config.dim, config.heads * config.head_width)
+        self.wk = Linear(config.dim, config.kv_heads * config.head_width)
+        self.wv = Linear(config.dim, config.kv_heads * config.head_width)
+        self.wo = Linear(config.heads * config.head_width, config.dim)
 
     def forward(
         self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: LayerCache | None = None
@@ -174,12 +176,15 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int, ffn_dim: int):
         super().__init__()
-        self.w1 = nn.Linear(dim, ffn_dim, bias=False)
-        self.w3 = nn.Linear(dim, ffn_dim, bias=False)
-        self.w2 = nn.Linear(ffn_dim, dim, bias=False)
+        self.w1 = Linear(dim, ffn_dim)
+        self.w3 = Linear(dim, ffn_dim)
+        self.w2 = Linear(ffn_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+        gate, up = self.w1(x), self.w3(x)
+        if self.training and not torch.is_autocast_enabled(x.device.type):
+            return swiglu(gate, up, self.w2.weight)
+        return self.w2(F.silu(gate) * up)  # where hooks on w2 see its input
 
 
 class RMSNorm(nn.Module):
@@ -191,6 +196,8 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():  # elsewhere torch's own is one kernel
+            return rms_norm(x, self.weight, self.eps)
         wide = torch.promote_types(x.dtype, torch.float32)
         return F.rms_norm(x.to(wide), self.weight.shape, self.weight.to(wide), self.eps).type_as(x)
 

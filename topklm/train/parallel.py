@@ -18,6 +18,7 @@ from torch.distributed.distributed_c10d import _set_pg_timeout as set_timeout
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from topklm.errors import ConfigError, Problem
+from topklm.model.linear import PRODUCTS
 from topklm.sparsity import SAVED_OPS, activations_of, set_kernel
 from topklm.sparsity.kernels.choice import KernelChoice
 
@@ -245,8 +246,7 @@ def _checkpointed(block: nn.Module, mode: str) -> nn.Module:
     kept = set(SAVED_OPS)
     if mode == "selective":
         kept |= {
-            aten.mm.default,
-            aten.addmm.default,
+            *PRODUCTS,
             aten._scaled_dot_product_flash_attention.default,
             aten._scaled_dot_product_efficient_attention.default,
             aten._scaled_dot_product_cudnn_attention.default,
