@@ -64,6 +64,9 @@ class Activation:
     """Whether training calls `in_training` instead of the activation."""
     noncausal_training: bool = False
     """Whether `in_training` looks at later tokens: then the training loss is no language model's, and is called so."""
+    counted: Tensor | None = None
+    """bool [B]: the rows of the next passes in training that are of the batch; None: all. Rows that only stand in where
+    a batch does not divide evenly must not move what is measured."""
     seen: Tensor | None = None
     """float64 [n]: sums over the tokens of the last forward pass in training, overwritten by each (also by one that is
     recomputed for the backward, with the same numbers)."""

@@ -1,6 +1,7 @@
 """What activations with a state do in training, besides the forward pass: thresholds learn, norms are measured.
 
-A training loop calls `before`, after each micro-batch's backward pass `add`, and beside its optimizer `finish`. For
+A training loop calls `before`, for each micro-batch `count_only` and after its backward pass `add`, and beside its
+optimizer `finish`. For
 activations without state, such as topk, all of it is nothing.
 """
 
@@ -47,6 +48,11 @@ class ActivationSteps:
         """Before the forward pass of a step, counted from 0: measure what has to be measured now."""
         if any(activation.reads_at(step) for activation in self._activations):
             measure_readers(self._model)
+
+    def count_only(self, rows: Tensor | None) -> None:
+        """Before a micro-batch: which of its rows, bool [B], are of the batch, and not there to fill it up; None: all."""
+        for activation in self._watching:
+            activation.counted = rows
 
     def add(self) -> None:
         """After the backward pass of a micro-batch: add up what its forward pass saw."""

@@ -77,7 +77,7 @@ class BatchTopK(Activation):
 
     def in_training(self, x: Tensor, alpha: Tensor | None) -> Tensor:
         assert self.seen is not None
-        self.seen.copy_(batch_threshold(x.detach(), self._k, self.options.sample))
+        self.seen.copy_(batch_threshold(x.detach(), self._k, self.options.sample, self.counted))
         if not self.noncausal_training:
             return self(x, alpha)
         everything = x.detach().flatten()
@@ -92,9 +92,12 @@ class BatchTopK(Activation):
 
 
 @torch.library.custom_op("topklm::batch_threshold", mutates_args=())
-def batch_threshold(x: Tensor, k: Tensor, sample: int) -> Tensor:
-    """float64 [2]: the (B k)-th largest entry of x [..., D] times B, and B, the tokens that were looked at."""
-    rows = x.reshape(-1, x.shape[-1])
+def batch_threshold(x: Tensor, k: Tensor, sample: int, counted: Tensor | None) -> Tensor:
+    """float64 [2]: the (B k)-th largest entry of x [..., D] times B, and B, the tokens that were looked at: of all rows,
+    or of those that are `counted`."""
+    rows = (x if counted is None else x[counted]).reshape(-1, x.shape[-1])
+    if not len(rows):
+        return x.new_zeros(2, dtype=torch.float64)
     rows = rows[:: max(1, -(-rows.numel() // sample))].float()
     kept = len(rows) * int(k)
     least = rows.flatten().kthvalue(rows.numel() - kept + 1).values
@@ -102,5 +105,5 @@ def batch_threshold(x: Tensor, k: Tensor, sample: int) -> Tensor:
 
 
 @batch_threshold.register_fake
-def _(x: Tensor, k: Tensor, sample: int) -> Tensor:
+def _(x: Tensor, k: Tensor, sample: int, counted: Tensor | None) -> Tensor:
     return x.new_empty(2, dtype=torch.float64)

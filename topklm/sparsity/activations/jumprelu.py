@@ -102,11 +102,16 @@ class JumpReLU(Activation):
         with torch.no_grad():
             mask = self.selected(x)
             near = _near(x.detach(), self.threshold.detach(), self.scale, self.options.bandwidth)
-            wide = x.detach().to(torch.promote_types(x.dtype, torch.float32))
+            squares = x.detach().to(torch.promote_types(x.dtype, torch.float32)).square().mean(-1)
+            tokens = self.seen.new_full((1,), squares.numel())
+            if self.counted is not None:
+                rows = self.counted.view(-1, *(1,) * (squares.dim() - 1))  # [B, 1]
+                mask, near, squares = mask & rows[..., None], near & rows[..., None], squares * rows
+                tokens = tokens / len(rows) * rows.sum()
             counts = (
-                self.seen.new_full((1,), x[..., 0].numel()),
+                tokens,
                 mask.sum(dtype=torch.float64).view(1),
-                wide.square().mean(-1).sum(dtype=torch.float64).view(1),
+                squares.sum(dtype=torch.float64).view(1),
                 near.flatten(0, -2).sum(0, dtype=torch.float64),
             )
             self.seen.copy_(torch.cat(counts))

@@ -10,6 +10,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from topklm.errors import ConfigError
+from topklm.interp.interventions import Intervention, intervene
 from topklm.sparsity import TopKConfig, record_health, set_alpha, set_kernel
 from topklm.sparsity.kernels import rows
 
@@ -85,6 +86,20 @@ def test_whoever_wants_the_sum_gets_it(launches: list[bool]) -> None:
         figures.append(health.summary())
     assert figures[0] == figures[1]
     assert launches == [False] * 2  # the recorder's sum is not added up a second time
+
+
+def test_interventions_before_the_cut_are_made_in_the_sum(launches: list[bool]) -> None:
+    logits = []
+    change = Intervention(layer=1, neurons=[3], site="pre", op="set", value=9.0)
+    for model in (make(), make(kernel="torch")):
+        set_alpha(model, 0.0)
+        with torch.no_grad(), intervene(model, [change]):
+            logits.append(model(BATCH))
+        logits.append(model(BATCH))
+    assert torch.equal(logits[0], logits[2])
+    assert torch.equal(logits[1], logits[3])
+    assert not torch.equal(logits[0], logits[1])
+    assert launches == [True, False, True, True]
 
 
 def test_a_tensor_that_it_cannot_take() -> None:
