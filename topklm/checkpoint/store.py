@@ -123,6 +123,8 @@ class CheckpointStore:
         part = self.directory / f"{step:010d}.tmp"
 
         def write_small_files() -> None:
+            if self.rank == 0 and not self.directory.is_dir():
+                log.warning("%s has vanished, and older checkpoints with it; it is made anew", self.directory)
             part.mkdir(parents=True, exist_ok=True)
             write_json(part / f"train_state_{self.rank:05d}.json", train_state)
             if self.rank == 0:

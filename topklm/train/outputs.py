@@ -62,6 +62,8 @@ def open_outputs(
     )  # fmt: skip
     for line in data.summary():
         log.info("%s", line)
+    if step == 0 and (dump_dir / "metrics.jsonl").exists():
+        log.warning("no checkpoint in %s: the run begins anew, lines of metrics are put aside", config.checkpoint_dir)
     for name in (VALIDATION_METRICS, EVAL_METRICS, SKIPPED, SPIKES):
         rewind_metrics(dump_dir / name, step)
     return stack.enter_context(MetricsWriter(config.logging, dump_dir, config.name, to_dict(config), step))

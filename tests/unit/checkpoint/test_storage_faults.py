@@ -82,13 +82,14 @@ def test_a_checkpoint_that_cannot_be_removed_is_no_reason_to_stop(tmp_path, capl
     assert [p.name for p in store.directory.iterdir()] == ["0000000002"]
 
 
-def test_a_directory_that_vanished_between_saves_is_made_anew(tmp_path):
+def test_a_directory_that_vanished_between_saves_is_made_anew(tmp_path, caplog):
     """Older checkpoints are lost, but not what was trained since."""
     store, *_, save = make(tmp_path, dump=SaveEvery(every=1, keep=2))
     save(1)
     shutil.rmtree(store.directory)
     save(2)
     assert newest_good(store.directory).name == "0000000002"
+    assert f"{store.directory} has vanished" in caplog.text
 
 
 def test_a_directory_that_vanishes_in_a_save_is_told(tmp_path, monkeypatch):
