@@ -21,8 +21,10 @@ from torch.optim import Optimizer
 
 from topklm.sparsity.patch import activation_tensors
 
-STAGES = ("weight", "output", "loss", "gradient", "reduced gradient", "gradient norm")
-"""What is looked at, in the order of a step: a number that is wrong in one makes the later ones wrong."""
+NO_MEMORY = "out of memory"
+STAGES = ("weight", "output", "loss", "gradient", "reduced gradient", "gradient norm", NO_MEMORY)
+"""What is looked at, in the order of a step: a number that is wrong in one makes the later ones wrong. Last, that the
+step could not be computed again: eagerly it may need more memory than compiled."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,11 @@ def first_bad_number(
     wrong = first_bad_tensor(model, optimizer)
     probe = _Probe()
     optimizer.zero_grad()
-    with probe.watching(model), torch.compiler.set_stance("force_eager"):
-        compute()
+    try:
+        with probe.watching(model), torch.compiler.set_stance("force_eager"):
+            compute()
+    except torch.OutOfMemoryError:
+        return wrong or probe.first or Finding(NO_MEMORY, "", "", 0, 0)
     wrong = wrong or probe.first
     if wrong is None:
         gradients = ((name, p.grad) for name, p in model.named_parameters() if p.grad is not None)

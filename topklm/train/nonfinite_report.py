@@ -11,7 +11,7 @@ from typing import Any
 import torch.distributed as dist
 
 from topklm.errors import NonFiniteError
-from topklm.train.diagnose import STAGES, Finding
+from topklm.train.diagnose import NO_MEMORY, STAGES, Finding
 from topklm.train.parallel import World
 
 REPORT = "nonfinite.json"
@@ -70,6 +70,8 @@ def _where(first: dict[str, Any], hit: list[int]) -> str:
             "Computed once more from the same weights and batch, the step is finite on every rank: a transient error, "
             "such as of a device or its memory, and none of the data or the learning rate."
         )
+    if first["found"] == NO_MEMORY:
+        return "There is not enough memory to compute the step again without compiling it, and see where it began."
     layer = "" if first["layer"] is None else f" (layer {first['layer']})"
     part = "" if first["micro_batch"] is None else f", micro-batch {first['micro_batch']}"
     bad, of = first["numbers"]

@@ -11,6 +11,7 @@ from topklm.checkpoint import list_checkpoints
 from topklm.config import build
 from topklm.errors import NonFiniteError
 from topklm.train import TrainConfig, train
+from topklm.train.trainer import Trainer
 
 FOUND = {
     "loss": ("loss", "loss", None),
@@ -79,6 +80,25 @@ def test_a_step_that_is_finite_when_computed_again_had_a_transient_error(speeche
     message, report = sick(config(speeches, tmp_path / "run"), Poison("activation", {2}, once=True), monkeypatch)
     assert (report["found"], report["hit_ranks"]) == (None, [])
     assert "transient error" in message
+
+
+def test_a_step_that_cannot_be_computed_again_is_not_called_finite(speeches, tmp_path, monkeypatch):
+    poison = Poison("loss", {2})
+    gradients = Trainer._gradients
+
+    def no_memory(run, batches):
+        if poison.marked and (tmp_path / "run" / "seen").exists():
+            raise torch.OutOfMemoryError("no room")
+        if poison.marked:
+            (tmp_path / "run" / "seen").touch()
+        return gradients(run, batches)
+
+    monkeypatch.setattr(Trainer, "_gradients", no_memory)
+    message, report = sick(config(speeches, tmp_path / "run"), poison, monkeypatch)
+    assert report["found"] == "out of memory"
+    assert "step 3 is not finite" in message
+    assert "not enough memory" in message
+    assert "transient" not in message
 
 
 def test_a_norm_that_overflows_is_told_from_gradients_that_do(speeches, tmp_path, monkeypatch):
