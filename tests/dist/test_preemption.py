@@ -75,7 +75,7 @@ def test_a_rank_that_is_gone_or_stuck_is_told_of(tiny, tmp_path, signum, told):
     run = tmp_path / "run"
     args = [*tiny, f"dump_dir={run}", "distributed.timeout_minutes=0.1", "eval=null"]
     began = time.monotonic()
-    codes = run_ranks(args, 2, tmp_path, stops=[Stop(at=7, rank=1, signum=signum)], patience=1)
+    codes = run_ranks(args, 2, tmp_path, stops=[Stop(at=7, rank=1, signum=signum)], patience=1, limit=60)
     assert codes == [PeerError.exit_code, -signal.SIGKILL]
     assert time.monotonic() - began < 90
     record = read_exit(run)

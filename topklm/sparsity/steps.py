@@ -50,7 +50,7 @@ class ActivationSteps:
             measure_readers(self._model)
 
     def count_only(self, rows: Tensor | None) -> None:
-        """Before a micro-batch: which of its rows, bool [B], are of the batch, and not there to fill it up; None: all."""
+        """Before a micro-batch: which of its rows, bool [B], are of the batch and no padding; None: all."""
         for activation in self._watching:
             activation.counted = rows
 

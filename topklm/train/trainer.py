@@ -27,7 +27,7 @@ from topklm.checkpoint import (
     resolve,
 )
 from topklm.config import to_dict
-from topklm.data import TrainData, TrainLoader, open_data
+from topklm.data import IGNORE, TrainData, TrainLoader, open_data
 from topklm.errors import EXIT_PREEMPTED, DataError, NonFiniteError
 from topklm.model import build_model, init_weights
 from topklm.sparsity import ActivationSteps, alpha_at, get_alpha, set_alpha
@@ -213,6 +213,8 @@ class Trainer:
         for i, batch in enumerate(batches):
             if isinstance(self.model, FSDPModule):
                 self.model.set_requires_gradient_sync(i == len(batches) - 1)
+            rows = batch.targets[:, 0] != IGNORE  # looked at on the host; the others are padding
+            self.activations.count_only(None if rows.all() else rows.to(world.device))
             batch = batch.to(world.device)
             loss = self.model(batch.tokens, batch.targets, document_ids=batch.document_ids, reduction="sum")
             (loss * scale).backward()

@@ -108,6 +108,21 @@ def test_a_model_that_is_not_training_leaves_the_state_alone(name: str) -> None:
     assert steps.figures()["topk/threshold"] == activation_tensors(model)["layers.0.threshold"].mean()
 
 
+@pytest.mark.parametrize("name", ["batchtopk", "jumprelu"])
+def test_rows_that_fill_up_a_micro_batch_are_not_measured(name: str) -> None:
+    """A batch that does not divide evenly moves the thresholds as one that does."""
+    x = torch.randn(3, 5, DIM, generator=torch.Generator().manual_seed(4)).double()
+    filled = torch.cat((x, torch.full((2, 5, DIM), 0.9, dtype=x.dtype)))
+    whole, part = (make(CASES[name]) for _ in range(2))
+    part.counted = torch.tensor([True] * 3 + [False] * 2)
+    whole.in_training(x, None)
+    part.in_training(filled, None)
+    torch.testing.assert_close(part.seen, whole.seen, rtol=1e-12, atol=0)
+    part.counted = torch.zeros(5, dtype=torch.bool)  # a rank that has none at all
+    part.in_training(filled, None)
+    assert not part.seen.any()
+
+
 def jump_gradients(
     x: Tensor, threshold: Tensor, scale: float, grad: Tensor, alpha: float, width: float
 ) -> tuple[Tensor, Tensor]:

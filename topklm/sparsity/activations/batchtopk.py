@@ -93,8 +93,8 @@ class BatchTopK(Activation):
 
 @torch.library.custom_op("topklm::batch_threshold", mutates_args=())
 def batch_threshold(x: Tensor, k: Tensor, sample: int, counted: Tensor | None) -> Tensor:
-    """float64 [2]: the (B k)-th largest entry of x [..., D] times B, and B, the tokens that were looked at: of all rows,
-    or of those that are `counted`."""
+    """float64 [2]: the (B k)-th largest entry of x [..., D] times B, and B, the tokens that were looked at: of the rows
+    that are `counted`, or of all."""
     rows = (x if counted is None else x[counted]).reshape(-1, x.shape[-1])
     if not len(rows):
         return x.new_zeros(2, dtype=torch.float64)
