@@ -7,6 +7,7 @@ Compiled blocks keep what the min-cut of torch.compile chooses: each product's i
 from __future__ import annotations
 
 from topklm.budget.setting import Setting
+from topklm.sparsity import TopKConfig
 from topklm.sparsity.selection import record_dtype
 
 Parts = dict[str, float]
@@ -31,7 +32,7 @@ def of_final_norm(setting: Setting) -> float:
 
 def _stream(setting: Setting) -> float:
     """Per token: what RMSNorm keeps. On a GPU torch's kernel works on fp32, in bf16 on a copy."""
-    return (setting.width if setting.on_cpu else 4) * setting.model.dim + 4
+    return (setting.width if _norms_keep_the_stream(setting) else 4) * setting.model.dim + 4
 
 
 def _final(setting: Setting) -> Parts:
@@ -100,49 +101,57 @@ def recomputed(setting: Setting) -> float:
     """Bytes that the backward pass of one block makes again under checkpointing; the dearest block."""
     if setting.checkpointing == "none":
         return 0.0
-    sparse = setting.sparse_blocks > 0
-    plain = setting.with_checkpointing("none")
-    whole = sum((_compiled if setting.compiled else eager_block)(plain, sparse).values())
-    if setting.checkpointing == "selective":  # values, attention, gate and up are kept, not made again
-        model, w = setting.model, setting.width
-        whole -= (
-            w * (model.kv_heads * model.head_width + 2 * model.ffn_width)
-            + eager_block(plain, False)["attention output"]
-        )
-    return setting.tokens * whole
+    model, w = setting.model, setting.width
+    parts = (_compiled if setting.compiled else eager_block)(setting, setting.sparse_blocks > 0)
+    again = sum(parts.values())
+    if setting.compiled or _norms_keep_the_stream(setting):
+        again -= w * model.dim  # the block's input itself, which is there
+    if setting.checkpointing == "selective":  # values, attention, gate and up are there too
+        again -= w * (model.kv_heads * model.head_width + 2 * model.ffn_width) + parts["attention output"]
+    return setting.tokens * again
+
+
+def _norms_keep_the_stream(setting: Setting) -> bool:
+    """And no copy of it in fp32."""
+    return setting.width == 4 or setting.on_cpu
 
 
 def gradients_in_flight(setting: Setting) -> float:
-    """Gradients of activations at the widest place of a block's backward pass, the feed-forward layer."""
+    """Gradients of activations at the widest place of a block's backward pass: the stream's, gate's and up's."""
     return setting.tokens * setting.width * (2 * setting.model.ffn_width + setting.model.dim)
 
 
 def _record(setting: Setting) -> float:
-    """Per token: what checkpointing keeps of a selection, indices or a mask."""
+    """Per token: what checkpointing keeps of a selection: bits while the cut fades in, indices or a mask. (The kernel's
+    output is kept as well, which is the next block's input.)"""
     topk, dim = setting.topk, setting.model.dim
     if topk is None:
         return 0.0
-    return topk.k * record_dtype(dim).itemsize if _by_index(setting) else dim
+    if setting.kernel:
+        return dim / 8
+    return topk.k * record_dtype(dim).itemsize if _by_index(topk) else dim
 
 
 def _selection(setting: Setting) -> float:
-    """Per token at alpha = 0, where it is most. TopK with ReLU keeps its output, which in fp32 the next norm keeps
-    anyway; the identity its indices; activations by masks the mask as well."""
-    if setting.topk is None:
+    """Per token at alpha = 0, where it is most. With ReLU the output tells it, which a norm keeps anyway if it does not
+    need a copy in fp32; with the identity indices or bits; activations by masks keep the mask as well."""
+    topk = setting.topk
+    if topk is None:
         return 0.0
-    output = setting.width * setting.model.dim if setting.width < 4 else 0
-    if _by_index(setting):
-        return _record(setting) if setting.topk.anneal_form == "identity" else output
-    return setting.model.dim + (0 if setting.topk.anneal_form == "identity" else output)
+    shared = _norms_keep_the_stream(setting)
+    output = 0 if shared or topk.anneal_form == "identity" else setting.width * setting.model.dim
+    if setting.kernel or _by_index(topk):
+        return _record(setting) if topk.anneal_form == "identity" else output
+    return setting.model.dim + output
 
 
 def _compiled_selection(setting: Setting) -> float:
-    if setting.topk is None:
-        return 0.0
-    indexed = _by_index(setting) and setting.topk.anneal_form == "identity"
-    return _record(setting) if indexed else setting.model.dim  # output > 0, as a mask
-
-
-def _by_index(setting: Setting) -> bool:
     topk = setting.topk
-    return topk is not None and topk.activation == "topk" and topk.schedule != "k" and topk.k_per_layer is None
+    if topk is None:
+        return 0.0
+    small = topk.anneal_form == "identity" and (setting.kernel or _by_index(topk))
+    return _record(setting) if small else setting.model.dim  # output > 0, as a mask
+
+
+def _by_index(topk: TopKConfig) -> bool:
+    return topk.activation == "topk" and topk.schedule != "k" and topk.k_per_layer is None

@@ -85,18 +85,18 @@ def moments(setting: Setting) -> list[Moment]:
     late = min(1, model.n_layers - 1)
     done = model.n_layers - 1 - late
     left = accumulated - (4 * done * block.numel if setting.wrapped and accumulated else 0)
-    of_w2 = min(fresh, w * model.dim * model.ffn_width)
+    of_ffn = min(fresh, 2 * w * model.dim * model.ffn_width)  # w2's and one more of them
     # The final norm is done with when the last block begins, and the gradient of the stream is there.
     under_way = kept - activations.of_final_norm(setting)
     return [
         moment("loss", weights=gathered_root, gradients=accumulated, activations=kept, loss=_loss(setting),
                communication=gathered_block * (shards > 1)),
-        moment("backward pass, last block", weights=gathered_root + gathered_block, gradients=accumulated + of_w2,
+        moment("backward pass, last block", weights=gathered_root + gathered_block, gradients=accumulated + of_ffn,
                activations=under_way + working, loss=w * head, communication=ahead),
         moment("reduction of the last block", weights=gathered_root, gradients=accumulated + fresh,
                activations=under_way - of_last + stream, loss=w * head, communication=ahead + reduce_block),
         moment("backward pass, second block", weights=gathered_root + gathered_block,
-               gradients=left + done * share + of_w2, activations=(late + 1) * of_first + working, loss=w * head,
+               gradients=left + done * share + of_ffn, activations=(late + 1) * of_first + working, loss=w * head,
                communication=reduce_block * (done > 0) + ahead),
         moment("reduction of embedding and head", weights=gathered_root, communication=reduce_root,
                gradients=model.n_layers * share + w * root.numel if setting.wrapped else 4 * model.n_params),

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from topklm.data.loader import micro_batch_rows, n_micro_batches
 from topklm.model import ModelConfig
 from topklm.sparsity import TopKConfig
+from topklm.sparsity.kernels.choice import MAX_DIM
+from topklm.sparsity.registry import activation_class
 from topklm.train import TrainConfig
 
 
@@ -32,8 +34,10 @@ class Setting:
     """Copies of the weights."""
     wrapped: bool
     """Whether the model is in FSDP2: all but a single process in fp32."""
+    kernel: bool = False
+    """Whether the TopK is one kernel, which keeps bits and no indices."""
     on_cpu: bool = False
-    """The kernels of the CPU keep a little more for the backward pass."""
+    """Norms and rotary tables keep other things on a CPU."""
 
     @property
     def tokens(self) -> int:
@@ -70,4 +74,13 @@ def setting_of(config: TrainConfig, model: ModelConfig, ranks: int) -> Setting:
         shards=shards,
         replicas=replicas,
         wrapped=ranks > 1 or distributed.model_dtype != "fp32",
+        kernel=_by_kernel(config, model),
     )
+
+
+def _by_kernel(config: TrainConfig, model: ModelConfig) -> bool:
+    """As the blocks choose on a GPU that can run it."""
+    topk = config.topk
+    if topk is None or config.distributed.topk_kernel == "torch":
+        return False
+    return activation_class(topk.activation).has_kernel and topk.gradient == "plain" and model.dim <= MAX_DIM

@@ -52,7 +52,7 @@ def pretended(shape):
 
 
 def cpu_setting(config, ranks=1):
-    return dataclasses.replace(setting_of(config, config.model, ranks), on_cpu=True, compiled=False)
+    return dataclasses.replace(setting_of(config, config.model, ranks), on_cpu=True, kernel=False, compiled=False)
 
 
 class Measured:

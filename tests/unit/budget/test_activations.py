@@ -9,8 +9,11 @@ import torch
 from tests.unit.budget.conftest import cpu_setting
 from tests.unit.budget.live import LiveBytes
 from topklm.budget import activations
+from topklm.budget.memory import moments, peak
 from topklm.model import build_model
 from topklm.sparsity import set_alpha
+from topklm.sparsity.kernels.choice import Kernel
+from topklm.sparsity.patch import activations_of, sparse_states
 from topklm.train.parallel import DTYPES, World, parallelize
 
 WITHIN = 0.10
@@ -71,7 +74,7 @@ def test_annealing_needs_no_more_than_the_pure_cut(make_config, form):
 def test_compiled_blocks(make_config, mode):
     """By the partitioner of torch.compile, whose choice is what a compiled block keeps; no code is generated."""
     config = make_config(distributed__model_dtype="bf16", distributed__activation_checkpointing=mode, model__n_layers=2)
-    setting = dataclasses.replace(cpu_setting(config), compiled=True, on_cpu=False)
+    setting = dataclasses.replace(cpu_setting(config), compiled=True, on_cpu=False)  # compiled, both are one
     torch._dynamo.reset()
     model = built(config)
     for block in model.layers:
@@ -102,3 +105,26 @@ def test_a_mask_of_documents(make_config):
         out = model.hidden(tokens, document_ids=torch.zeros_like(tokens))
         measured = live.now - before - live.size(out)
     assert planned(setting) == pytest.approx(measured, rel=WITHIN)
+
+
+@pytest.mark.parametrize(
+    ("mode", "form"), [("none", "blend"), ("none", "identity"), ("full", "blend"), ("full", "identity")]
+)
+@pytest.mark.parametrize("annealing", [True, False])
+def test_the_kernel(make_config, measure, mode, form, annealing):
+    """What it keeps, by the shapes that it declares: it need not be here."""
+    config = make_config(
+        distributed__model_dtype="bf16", distributed__activation_checkpointing=mode, topk__anneal_form=form,
+        data__global_batch_size=16,
+    )  # fmt: skip
+
+    def take_kernel(model):
+        for activation in activations_of(model):
+            activation.kernel = Kernel("auto", ("cpu",))
+        for state in sparse_states(model):
+            state.annealing = annealing
+
+    found = measure(config, 8, take_kernel)
+    with_kernel = dataclasses.replace(found.setting, kernel=True)
+    assert peak(with_kernel).total == pytest.approx(found.peak, rel=WITHIN)
+    assert moments(with_kernel)[0].total == pytest.approx(found.loss, rel=WITHIN)

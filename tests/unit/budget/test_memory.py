@@ -4,8 +4,11 @@
 import itertools
 
 import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
 
 from tests.unit.budget.conftest import cpu_setting
+from tests.unit.budget.test_activations import built
 from topklm.budget import sizes
 from topklm.budget.memory import moments, needed, peak
 
@@ -55,6 +58,24 @@ def test_the_peak_of_a_rank_among_many(make_config, measure, ranks, batch, repli
     assert own.weights == pytest.approx(found.weights, rel=0.02)
     assert own.gradients == pytest.approx(found.gradients, rel=0.02)
     assert own.optimizer == pytest.approx(found.state, rel=0.02)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_peak_of_torchs_own_allocator(make_config, mode):
+    """What kernels take for themselves included, and nothing of ours counts it."""
+    config = make_config(
+        distributed__activation_checkpointing=mode, data__batch_size=8, data__seq_len=256, model__n_layers=4
+    )
+    model, setting = built(config), cpu_setting(config)
+    tokens = torch.zeros((8, 256), dtype=torch.int64)
+    model(tokens, tokens.clone(), reduction="sum").backward()
+    model.zero_grad()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        model(tokens, tokens.clone(), reduction="sum").backward()
+    events = [event for event in found.profiler.kineto_results.events() if event.name() == "[memory]"]
+    sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    lasting = 12 * config.model.n_params  # weights and AdamW's moments, which were there before
+    assert peak(setting).total - lasting == pytest.approx(max(itertools.accumulate(sizes)), rel=WITHIN)
 
 
 class Recorded:

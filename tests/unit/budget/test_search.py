@@ -21,7 +21,7 @@ def plan_of(*args):
     return make_plan(load_config(PlanConfig, [*ARGS, *args]))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(gib=st.floats(0.5, 30), mode=st.sampled_from(MODES), batch=st.sampled_from([4, 12, 16]))
 def test_what_is_suggested_fits(gib, mode, batch):
     config = load_config(
