@@ -55,9 +55,10 @@ class Finding:
 def first_bad_tensor(model: nn.Module, optimizer: Optimizer) -> Finding | None:
     """The first weight, moment or threshold of this rank's part that is not finite. One synchronisation."""
     tensors = list(_state(model, optimizer))
-    fine = torch.stack([tensor.isfinite().all() for _, tensor in tensors]).tolist()
-    found = (_finding("weight", name, name, t) for (name, t), ok in zip(tensors, fine, strict=True) if not ok)
-    return next(found, None)
+    # A sum that is finite is one of finite numbers, and the quickest look; one that is not may just have overflowed.
+    fine = torch.stack([tensor.sum().double() for _, tensor in tensors]).isfinite().tolist()
+    suspects = (_finding("weight", name, name, t) for (name, t), ok in zip(tensors, fine, strict=True) if not ok)
+    return next((finding for finding in suspects if finding.bad), None)
 
 
 def first_bad_number(

@@ -11,6 +11,7 @@ from topklm.checkpoint import list_checkpoints
 from topklm.config import build
 from topklm.errors import NonFiniteError
 from topklm.train import TrainConfig, train
+from topklm.train.diagnose import first_bad_tensor
 from topklm.train.trainer import Trainer
 
 FOUND = {
@@ -123,6 +124,24 @@ def test_weights_that_a_step_made_infinite_are_not_saved(speeches, tmp_path, mon
     assert (report["found"], report["what"], report["ranks"][0]["numbers"][0]) == ("weight", "weight output.weight", 2)
     assert "after step 1 are not finite; nothing was saved" in message
     assert list_checkpoints(run.checkpoint_dir) == []
+
+
+def test_large_weights_are_finite_and_any_bad_number_is_not():
+    model = torch.nn.Linear(4, 3, bias=False)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    model.weight.data.fill_(3e38)  # whose sum is infinite in fp32
+    assert first_bad_tensor(model, optimizer) is None
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        model.weight.data.fill_(1.0)[1, 2] = bad
+        finding = first_bad_tensor(model, optimizer)
+        assert (finding.what, finding.bad, finding.of, finding.layer) == ("weight weight", 1, 12, None)
+    model.weight.data[0, 0] = torch.inf  # with -inf beside it
+    assert first_bad_tensor(model, optimizer).bad == 2
+    model.weight.data.fill_(1.0)
+    model(torch.ones(4)).sum().backward()
+    optimizer.step()
+    optimizer.state[model.weight]["exp_avg_sq"][2, 3] = torch.inf
+    assert first_bad_tensor(model, optimizer).what == "exp_avg_sq of weight"
 
 
 @pytest.mark.parametrize("device_looks_late", [False, True])
