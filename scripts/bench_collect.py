@@ -14,9 +14,11 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
+from benchmarking import write_json
 
 from topklm.bundles import Settings
 from topklm.interp.statistics.layer_pass import LayerPass
@@ -37,6 +39,7 @@ def main() -> None:
     parser.add_argument("--ffn-dim", type=int)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--cpu-time", action="store_true", help="of the process, on a machine with other work")
+    parser.add_argument("--out", type=Path, default=Path("bench_collect.json"))
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -55,6 +58,7 @@ def main() -> None:
     )
     print("| reading | over the blocks | over blocks and logits | first pass | tokens/s | tables, GB |")
     print("|---|---|---|---|---|---|")
+    results = []
     for name, topk, alpha, through in (
         ("TopK, dense tail 2", sparse, 0.0, None),
         ("dense", None, None, None),
@@ -71,6 +75,10 @@ def main() -> None:
         )  # fmt: skip
         blocks, logits, first, speed = measure(model, work, args, device)
         print(f"| {name} | {blocks:.3f} | {logits:.3f} | {first:.2f} | {speed:,.0f} | {gigabytes:.2f} |", flush=True)
+        results.append(
+            {"reading": name, "blocks": blocks, "logits": logits, "first": first, "tokens_per_second": speed}
+        )
+    write_json(args.out, vars(args), results)
 
 
 def measure(

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarking import write_json
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedTokenizerFast
@@ -56,6 +57,7 @@ def main() -> None:
     parser.add_argument("--batch-tokens", type=int, help="ours; default by device")
     parser.add_argument("--cpu-time", action="store_true", help="CPU time, for a machine that others use as well")
     parser.add_argument("--hf-batch", nargs="+", default=["8", "32", "128"])
+    parser.add_argument("--out", type=Path, default=Path("bench_eval.json"))
     args = parser.parse_args()
     clock = time.process_time if args.cpu_time else time.perf_counter
     device, dtype = torch.device(args.device), DTYPES[args.dtype]
@@ -81,6 +83,7 @@ def main() -> None:
     print(
         f"{args.ckpt}: {loaded.model.n_params / 1e6:.1f} M parameters, {args.dtype} on {device}, context {args.context}"
     )
+    results = []
     for kind, (method, requests) in make_requests(args.tasks_dir, args.requests).items():
         times: dict[str, list[float]] = {"ours": [], **{size: [] for size in peers}}
         for round_ in range(args.rounds + 1):
@@ -98,6 +101,10 @@ def main() -> None:
             f"  {kind:10s} {len(requests):5d} requests, {tokens:7d} tokens: ours {rate:9,.0f} tokens/s, "
             f"HFLM / ours {ratio:5.2f} (its batch size {best})"
         )
+        results.append(
+            {"kind": kind, "tokens": tokens, "tokens_per_second": rate, "hflm_over_ours": ratio, "hf_batch": best}
+        )
+    write_json(args.out, vars(args), results)
 
 
 def make_requests(tasks_dir: Path, n: int) -> dict[str, tuple[str, list[Instance]]]:

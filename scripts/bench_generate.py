@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from benchmarking import write_json
 
 from topklm.generate import SamplingConfig, generate
 from topklm.model import KVCache, ModelConfig, Transformer, build_model
@@ -156,10 +156,7 @@ def main() -> None:
         differ, most = parity(model.to(dtype), max(args.prompts), max(args.prompts) // 2, 4)
         rows.append({"dtype": str(dtype), "differ": differ, "logits": most})
         print(f"| {str(dtype).removeprefix('torch.')} | {differ:.2%} | {most:.2g} |", flush=True)
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-    record = {"torch": torch.__version__, "settings": settings, "results": rows}
-    args.out.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"written: {args.out}")
+    write_json(args.out, vars(args), rows)
 
 
 if __name__ == "__main__":

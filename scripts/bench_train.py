@@ -9,8 +9,8 @@
 A step is a whole one: forward, backward, clipping, fused AdamW (the others' own default too), on the same tokens.
 Ours is wrapped as `apps.train` wraps it: fp32 on a CPU, bf16 with fp32 master weights on a GPU.
 `x dense`: time over the dense twin's, the median of the ratios within a round. `memory`: the most that training needs
-(weights, optimizer, activations), beyond what a tiny model does. MFU = tokens/s (6 (P - V D [tied: + V D]) + 12 L T H d) / peak,
-where the peak is known (`topklm/train/throughput.py`); the FLOP of a token are printed in any case.
+(weights, optimizer, activations), beyond what a tiny model does. MFU = tokens/s * FLOP / peak with
+FLOP = 6 (P - V D [tied: + V D]) + 12 L T H d a token, where the peak is known (`topklm/train/throughput.py`).
 """
 
 from __future__ import annotations
