@@ -67,7 +67,7 @@ class NonFiniteGuard:
         self.allowed = 0 if mode == "stop" else limit
         self.skipped = skipped
         """Steps that were not taken, of those that were read."""
-        self.row = list(row)
+        self.row = list(row)[-self.allowed :] if self.allowed else []  # the configuration may allow fewer now
         """Numbers of the bad steps in a row with which what was read ends."""
         self._in_a_row = torch.full((), float(len(self.row)), device=device)
         self._kept = torch.zeros(capacity, 4, dtype=torch.float64, device=device)
@@ -102,3 +102,7 @@ class NonFiniteGuard:
     def failed(self) -> bool:
         """Whether what was read ends with a row that is too long."""
         return len(self.row) > self.allowed
+
+    def was_skipped(self, record: StepRecord) -> bool:
+        """Whether a step that was read was left out by rule, and is not one of those that end the run."""
+        return record.refused and record.step not in self.row[self.allowed :]

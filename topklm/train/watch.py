@@ -63,11 +63,11 @@ class Watch:
     def look(self) -> None:
         """Read what the device kept of the steps since the last time. Raises `NonFiniteError`. Synchronises."""
         records = self._guard.read()
+        if skipped := [record for record in records if self._guard.was_skipped(record)]:
+            self._list_skipped(skipped)
         if self._guard.failed:
             bad = next(record for record in records if record.step in self._guard.row and not record.is_finite)
             raise self._explain(bad, self._title(bad))
-        if refused := [record for record in records if record.refused]:
-            self._list_skipped(refused)
         for record in records:
             if not record.refused and self._spikes is not None:
                 self._see_loss(self._spikes, record)
@@ -106,14 +106,14 @@ class Watch:
             f"max_nonfinite={self.config.max_nonfinite} in a row that may be skipped; none was taken"
         )
 
-    def _list_skipped(self, refused: Sequence[StepRecord]) -> None:
-        own = [math.isfinite(record.own_loss) for record in refused]
+    def _list_skipped(self, skipped: Sequence[StepRecord]) -> None:
+        own = [math.isfinite(record.own_loss) for record in skipped]
         fine: list[Any] = [own] * self.world.size
         if self.world.cpu_group is not None:
             dist.all_gather_object(fine, own, group=self.world.cpu_group)
         if not self.world.is_main:
             return
-        for i, record in enumerate(refused):
+        for i, record in enumerate(skipped):
             ranks = [rank for rank, of_rank in enumerate(fine) if not of_rank[i]]
             what = f"loss of rank {', '.join(map(str, ranks))}" if ranks else "gradient"
             log.warning("step %d skipped: the %s is not finite", record.global_step, what)

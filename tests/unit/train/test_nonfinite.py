@@ -65,3 +65,22 @@ def test_counts_and_rows_go_on_after_resuming():
     assert [step(g, 10, NAN), step(g, 11)] == [1, 1]  # an interruption does not begin a new row
     g.read()
     assert (g.failed, g.row[0]) == (True, 8)
+
+
+def test_a_configuration_that_allows_less_after_resuming_refuses_no_fine_step():
+    for mode, limit in (("stop", 2), ("skip", 1)):
+        g = guard(mode, limit, skipped=3, row=[7, 8, 9])
+        assert step(g, 10) == 0
+        g.read()
+        assert (g.skipped, g.row, g.failed) == (3, [], False)
+
+
+def test_steps_that_were_skipped_are_told_from_those_that_end_the_run():
+    g = guard("skip", limit=1)
+    for i, loss in enumerate([NAN, FINE, INF, NAN, FINE]):
+        step(g, i, loss)
+    assert [record.step for record in g.read() if g.was_skipped(record)] == [0, 2]
+    assert g.failed
+    g = guard("stop")
+    step(g, 0, NAN)
+    assert [record for record in g.read() if g.was_skipped(record)] == []

@@ -9,6 +9,7 @@ from tests.poison import Poison
 from tests.unit.train.test_diagnose import config
 from topklm import load_model
 from topklm.checkpoint import list_checkpoints
+from topklm.errors import NonFiniteError
 from topklm.train import train
 from topklm.train.trainer import Trainer
 
@@ -135,3 +136,14 @@ def test_no_spikes_are_looked_for_where_none_are_wanted(speeches, tmp_path, monk
     assert train(config(speeches, tmp_path, spikes=None)) == 0
     assert not (tmp_path / "spikes.jsonl").exists()
     assert figures(tmp_path, "loss/spikes") == {}
+
+
+def test_where_the_host_looks_late_what_was_skipped_before_the_end_is_listed(speeches, tmp_path, monkeypatch):
+    Poison("loss", {1, 4, 5}).install(monkeypatch.setattr)
+    monkeypatch.setattr("topklm.train.watch.Watch.verdict", lambda watch, *args: watch._guard.verdict(*args))
+    run = config(speeches, tmp_path, on_nonfinite="skip", max_nonfinite=1, logging={"freq": 10},
+                 checkpoint={"dump": {"every": 0}})  # fmt: skip
+    with pytest.raises(NonFiniteError, match="step 5 and those after it, more than the max_nonfinite=1"):
+        train(run)
+    assert [line["global_step"] for line in lines(tmp_path / "skipped.jsonl")] == [2, 5]
+    assert json.loads((tmp_path / "nonfinite.json").read_text())["found"] == "loss"
