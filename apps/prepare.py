@@ -25,8 +25,9 @@ def main(config: PrepareConfig) -> None:
 def print_table(manifests: dict[str, Manifest], out_dir: Path) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=f"prepared in {out_dir}", title_justify="left")
+    table = Table(title=Text(f"prepared in {out_dir}"), title_justify="left")
     for column in ("source", "split", "documents", "tokens", "bytes/token", "shards", "skipped"):
         table.add_column(column, justify="left" if column in ("source", "split", "skipped") else "right")
     for source, manifest in manifests.items():

@@ -37,6 +37,8 @@ def open_bundle(path: str | Path, verify: bool = True) -> Bundle:
         file = path / name
         if not file.is_file():
             wrong.append(f"{name} is missing")
+        elif not file.resolve().is_relative_to(path.resolve()):
+            wrong.append(f"{name} is a link that leads out of it")
         elif file.stat().st_size != entry["size"]:
             wrong.append(f"{name} has {file.stat().st_size} bytes instead of {entry['size']}")
     wrong += [f"parts/{part.name} is missing" for part in meta.parts if not (path / PARTS / part.name).is_dir()]

@@ -6,12 +6,13 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from topklm.config import build
-from topklm.errors import ConfigError, DataError
+from topklm.errors import ConfigError, DataError, Problem
 
 FORMAT_VERSION = 1
 META = "meta.json"
@@ -163,6 +164,12 @@ class Meta:
     """Share of selections that came out otherwise in another batch shape or dtype."""
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Size and SHA-256 of every other file of this directory, parts apart."""
+
+    def problems(self) -> Iterator[Problem]:
+        for key, names in (("files", list(self.files)), ("parts", [part.name for part in self.parts])):
+            for name in names:
+                if Path(name).name != name:  # a bundle may come from elsewhere
+                    yield Problem(key, f"{name!r} is no name of a file in this directory")
 
     def differences(self, other: Meta) -> list[str]:
         """Why the two do not merge, apart from tokens that both have; empty if they do."""

@@ -45,15 +45,19 @@ def defects(directory: Path) -> list[str]:
     """What is wrong with a checkpoint of ours; an empty list if it can be relied on."""
     try:
         recorded = json.loads((directory / FILES).read_text())
-    except (OSError, json.JSONDecodeError) as error:
+        expected = {name: {"size": file["size"], "sha256": file["sha256"]} for name, file in recorded.items()}
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         return [f"{FILES} cannot be read ({error})"]
-    found = [f"{name} is not recorded in {FILES}" for name in REQUIRED if name not in recorded]
+    found = [f"{name} is not recorded in {FILES}" for name in REQUIRED if name not in expected]
     with ThreadPoolExecutor() as pool:  # hashing releases the GIL
-        checks = pool.map(lambda item: _defect(directory / item[0], item[1]), recorded.items())
+        checks = pool.map(lambda item: _defect(directory, *item), expected.items())
         return found + [defect for defect in checks if defect]
 
 
-def _defect(path: Path, recorded: dict[str, int | str]) -> str | None:
+def _defect(directory: Path, name: str, recorded: dict[str, int | str]) -> str | None:
+    path = directory / name
+    if not path.resolve().is_relative_to(directory.resolve()):
+        return f"{name} is not in this directory"
     if not path.is_file():
         return f"{path.name} is missing"
     if path.stat().st_size != recorded["size"]:

@@ -33,9 +33,13 @@ def build(schema: type[T], data: Mapping[str, Any], *, unused: list[Problem] | N
     problems: list[Problem] = []
     builder = _Builder(schema, problems, [] if unused is None else unused)
     config = builder.section(schema, data, "")
-    # A key of which a value was refused is not blamed a second time by a rule that saw its default.
+    # What was refused, in whole or in part, is not blamed a second time by a rule that saw its default.
     blamed = [problem.key for problem in problems]
-    problems += [p for p in section_problems(config) if not any(_is_or_is_in(key, p.key) for key in blamed)]
+    problems += [
+        p
+        for p in section_problems(config)
+        if not any(_is_or_is_in(key, p.key) or _is_or_is_in(p.key, key) for key in blamed)
+    ]
     if problems:
         raise ConfigError(problems)
     return config

@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from topklm.config.build import build, to_dict
+from topklm.config.secrets import secret_problems
 from topklm.errors import ConfigError, Problem
 
 T = TypeVar("T")
@@ -28,7 +29,8 @@ def load_config(schema: type[T], args: Sequence[str]) -> T:
 
     Later arguments win over earlier ones and over the file. Values are YAML (`topk=null`, `data.sources={a: 1}`) but
     for `Verbatim` fields, `${other.key}` refers to another key. Raises `ConfigError` with every problem found, before
-    anything else is done; keys of Meta Lingua that have no effect here are named in one warning.
+    anything else is done (of keys and passwords alone, if it holds any); keys of Meta Lingua that have no effect here
+    are named in one warning.
     """
     problems: list[Problem] = []
     files = [arg.removeprefix("config=") for arg in args if arg.startswith("config=")]
@@ -49,6 +51,8 @@ def load_config(schema: type[T], args: Sequence[str]) -> T:
         problems += error.problems
         data = tree
     data |= verbatim  # after the interpolations, of which it has none
+    if secrets := list(secret_problems(data)):  # alone, since other messages show values
+        raise ConfigError(secrets)
     unused: list[Problem] = []
     try:
         config = build(schema, data, unused=unused)
@@ -80,7 +84,7 @@ def _unresolved(node: Any, path: str = "") -> Iterator[Problem]:
             child = node[key]
         except OmegaConfBaseException as error:
             written = OmegaConf.to_container(node)[key]  # type: ignore[index]
-            why = str(error).splitlines()[0]
+            why = str(error).splitlines()[0].rpartition("while resolving interpolation: ")[2].strip('"')
             yield Problem(
                 where, f"{written!r} cannot be resolved ({why}); refer to what there is, or write the value itself"
             )
@@ -108,7 +112,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
         if following.resolve() in chain:
             raise ConfigError(f"{path}: base leads in a circle, back to {following}; remove one base")
         chain.append(following.resolve())
-        layers.append(_read_one(following))
+        try:
+            layers.append(_read_one(following))
+        except ConfigError as error:
+            raise ConfigError(f"base: {error}" if layers else str(error)) from error
         base = layers[-1].pop("base", None)
         following = None if base is None else following.parent / str(base)
     tree: dict[str, Any] = {}

@@ -33,7 +33,7 @@ class PrepareProgress:
         console = Console(stderr=True)
         if console.is_terminal:
             self._bar = progress.Progress(
-                progress.TextColumn("{task.description}"),
+                progress.TextColumn("{task.description}", markup=False),
                 progress.BarColumn(),
                 progress.TaskProgressColumn(),
                 progress.TextColumn("{task.fields[speed]}"),

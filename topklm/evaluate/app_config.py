@@ -77,8 +77,8 @@ class EvalAppConfig:
                 yield Problem(linguas, f"is {ours} here; give one only")
         if not self.checkpoints:
             yield Problem("ckpt", "is missing: a run or a checkpoint (several: ckpts=[A,B])")
-        if len(set(self.checkpoints)) < len(self.checkpoints):
-            yield Problem("ckpts", "names a checkpoint twice")
+        for path in sorted({path for path in self.checkpoints if self.checkpoints.count(path) > 1}):
+            yield Problem("ckpts", f"{path} is named twice; leave one out")
         if self.harness is None and self.validation is None:
             yield Problem(
                 "harness", "neither tasks nor a validation are asked for; give harness={tasks: [...]} or a file"

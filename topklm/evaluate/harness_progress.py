@@ -24,7 +24,7 @@ def shown(description: str, total: int) -> Iterator[Callable[[int], None]]:
         yield _Lines(description, total)
         return
     columns = (
-        progress.TextColumn("{task.description}"), progress.BarColumn(), progress.MofNCompleteColumn(),
+        progress.TextColumn("{task.description}", markup=False), progress.BarColumn(), progress.MofNCompleteColumn(),
         progress.TimeElapsedColumn(), progress.TextColumn("left"), progress.TimeRemainingColumn(),
     )  # fmt: skip
     with progress.Progress(*columns, console=console) as bar:

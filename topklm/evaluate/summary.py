@@ -17,13 +17,14 @@ def summary_table(evaluated: Evaluated) -> Table:
     standard error."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     title = f"{evaluated.checkpoint}: {evaluated.directory}"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for column in ("task", "n", "metric", "value", "±", "chance", ""):
         table.add_column(column, justify="left" if column in ("task", "metric", "") else "right", no_wrap=True)
     for row in _rows(evaluated):
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     return table
 
 

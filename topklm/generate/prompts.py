@@ -67,10 +67,13 @@ def read_prompts(path: str) -> list[str]:
     try:
         content = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as prompts: {error}") from error
+        why = error.strerror if isinstance(error, OSError) else error
+        raise DataError(
+            f"prompts_file: {path} cannot be read as prompts ({why}); correct the path, or the file"
+        ) from error
     lines = [(number, line) for number, line in enumerate(content.split("\n"), 1) if line.strip()]
     if not lines:
-        raise DataError(f"{path} holds no prompt")
+        raise DataError(f"prompts_file: {path} holds no prompt; write one a line")
     if path.endswith(".jsonl"):
         return [_from_json(line, f"{path}, line {number}") for number, line in lines]
     return [line.removesuffix("\r") for _, line in lines]

@@ -28,7 +28,7 @@ class PassProgress:
         console = Console(stderr=True)
         if self._shown and console.is_terminal:
             self._bar = progress.Progress(
-                progress.TextColumn("{task.description}"),
+                progress.TextColumn("{task.description}", markup=False),
                 progress.BarColumn(),
                 progress.TaskProgressColumn(),
                 progress.TextColumn("{task.fields[speed]}"),

@@ -69,7 +69,11 @@ def plan_runs(config: SweepConfig) -> list[PlannedRun]:
     are there twice, checkpoint directories that are shared.
     """
     problems: list[Problem] = []
-    tree = overlay(to_dict(TrainConfig()), read_yaml(Path(config.base_config)))
+    try:
+        base = read_yaml(Path(config.base_config))
+    except ConfigError as error:
+        raise ConfigError([problem.under("base_config") for problem in error.problems]) from error
+    tree = overlay(to_dict(TrainConfig()), base)
     tree = overlay(tree, _nested(config.set))
     runs: list[PlannedRun] = []
     twins: dict[str, PlannedRun] = {}

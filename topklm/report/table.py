@@ -45,9 +45,9 @@ def grid(table: Table) -> Any:
     from rich.table import Table as Grid
     from rich.text import Text
 
-    shown = Grid(title=table.title, title_justify="left")
+    shown = Grid(title=Text(table.title), title_justify="left")
     for column in table.columns:
-        shown.add_column(column.title, justify="right" if table.is_number(column) else "left", overflow="fold")
+        shown.add_column(Text(column.title), justify="right" if table.is_number(column) else "left", overflow="fold")
     for row in table.rows:
         shown.add_row(*(Text(table.cell(row, column)) for column in table.columns))
     return shown
@@ -81,7 +81,7 @@ def csv_text(tables: Sequence[Table], first: Callable[[Table], str] | None = Non
 
 
 def _md(text: str) -> str:
-    return "".join(f"\\{c}" if c in "\\`*_[]<>|~$" else c for c in text)
+    return "".join(f"\\{c}" if c in "\\`*_[]<>|~$&" else c for c in text)
 
 
 def _md_cell(table: Table, row: dict[str, Any], column: Column) -> str:

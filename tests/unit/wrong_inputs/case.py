@@ -23,7 +23,7 @@ TORCHRUN = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "1
 """What torchrun sets: with it a program that got as far would open a process group, which ends the test."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Case:
     """A command that cannot work, and what its message must hold."""
 
@@ -47,7 +47,7 @@ class Case:
     """Files and directories that may be written: work that is kept for the next start."""
     environment: dict[str, str] = field(default_factory=dict)
     words_of: str | None = None
-    """A regular expression of what another library says, which is not ours and not on the page."""
+    """A regular expression of what another library says or what differs from time to time: not on the page."""
 
     def with_args(self, *args: str) -> Case:
         """The same command with more arguments."""

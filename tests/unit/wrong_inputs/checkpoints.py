@@ -59,6 +59,11 @@ def _hf(**changes: object) -> None:
     edit_json("hf/config.json", **changes)
 
 
+def _pickled_weights() -> None:
+    Path("hf/model.safetensors").unlink()
+    torch.save({"a": Marker()}, "hf/pytorch_model.bin")
+
+
 def _index(parts: dict[str, str]) -> None:
     Path("hf/model.safetensors").unlink()
     write("hf/model.safetensors.index.json", json.dumps({"weight_map": parts}))
@@ -90,13 +95,14 @@ RESUMING = [
     _resume("every checkpoint is broken", environment=ALONE, make=partial(flip, f"{STEP}/__0_0.distcp"),
             key="__0_0.distcp", value="SHA-256 differs", remedy="restore one of them"),
     _resume("half a file of weights", environment=ALONE, make=partial(cut, f"{STEP}/__0_0.distcp"),
-            key="__0_0.distcp", value="bytes instead of", remedy="restore one of them"),
+            key="__0_0.distcp", value="bytes instead of", remedy="restore one of them",
+            words_of=r"\d+ bytes instead of \d+"),
     _resume("a file of a checkpoint is gone", environment=ALONE,
             make=lambda: Path(f"{STEP}/train_state_00000.json").unlink(), key="train_state_00000.json",
             value="missing", remedy="restore one of them"),
     _resume("a checkpoint with a key that this version does not know",
             make=partial(again, STEP, quantum=1), exit_code=2, key=STEP, value="quantum: unknown key",
-            remedy="checkpoint.init_ckpt_path"),
+            remedy="checkpoint.init_ckpt_path", words_of=r"(?<=known here: ).*"),
     _resume("a checkpoint of an older version, without a key that is needed",
             make=partial(again, STEP, model={"width": 16}), exit_code=2, key=STEP, value="model.width: unknown key",
             remedy="checkpoint.init_ckpt_path"),
@@ -151,9 +157,10 @@ READING = [
               value="mkdir, which has no place", remedy="Do not use it"),
     _generate("half a file of weights", ckpt=STEP,
               make=lambda: (_without_hashes(), cut(f"{STEP}/__0_0.distcp")), key=STEP, value="bytes instead of",
-              remedy="copy it again"),
+              remedy="copy it again", words_of=r"\d+ bytes instead of \d+"),
     _generate("a file that is no checkpoint", ckpt="docs.jsonl", key="docs.jsonl",
-              value="cannot be read as a consolidated checkpoint", remedy="copy it again", words_of=r"(?<=checkpoint: )[^;]*"),
+              value="cannot be read as a consolidated checkpoint", remedy="copy it again",
+              words_of=r"(?<=checkpoint: )[^;]*"),
     _generate("half a consolidated file", ckpt="model.pth", make=partial(cut, "model.pth"), key="model.pth",
               value="cannot be read", remedy="copy it again", words_of=r"(?<=checkpoint: )[^;]*"),
     _generate("a consolidated file that would run code", ckpt="model.pth", make=partial(_pth, {"model": Marker()}),
@@ -189,9 +196,10 @@ HUGGING_FACE = [
               value="part-1.safetensors", remedy="download"),
     _generate("a part that lies elsewhere", ckpt="hf", make=partial(_index, {"a": "../model.pth"}),
               key="hf/model.safetensors.index.json", value="'../model.pth'", remedy="not read"),
-    _generate("pickled weights that would run code", ckpt="hf", key="hf/pytorch_model.bin", value="mkdir, which is no tensor",
+    _generate("pickled weights that would run code", ckpt="hf", key="hf/pytorch_model.bin",
+              value="mkdir, which is no tensor",
               remedy="nothing in it was run",
-              make=lambda: (Path("hf/model.safetensors").unlink(), torch.save({"a": Marker()}, "hf/pytorch_model.bin"))),
+              make=_pickled_weights),
     _generate("a GGUF file that is none", ckpt="model.gguf", make=partial(write, "model.gguf", "GGUF none"),
               key="model.gguf", value="cannot read", remedy="download", words_of=r"(?<=gguf: )[^;]*"),
     _generate("two GGUF files", ckpt="gguf", make=lambda: [write(f"gguf/{n}.gguf", "GGUF") for n in "ab"], key="gguf",

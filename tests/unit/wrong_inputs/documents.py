@@ -68,7 +68,8 @@ CONFIGURATION = [
     _prepare("a kind of tokenizer that there is not", "tokenizer={name: gpt2}", key="tokenizer.name", value="'gpt2'",
              remedy="not one of sp, tiktoken, hf, bytes"),
     _prepare("documents in place of a SentencePiece model", "tokenizer={name: sp, path: docs.jsonl}", exit_code=3,
-             key="tokenizer docs.jsonl", value="not a SentencePiece model", remedy="is it", words_of=r"\([^)]*\)"),
+             key="tokenizer docs.jsonl", value="not a SentencePiece model", remedy="is it",
+             words_of=r"(?<=model )\(.*\)(?=; )"),
     _prepare("an empty tokenizer.json", "tokenizer={name: hf, path: tokenizer.json}",
              make=partial(write, "tokenizer.json", "{}"), exit_code=3, key="tokenizer.json",
              value="not a tokenizer.json", remedy="copy it again", words_of=r"\(.*\)"),
@@ -137,7 +138,8 @@ DOCUMENTS = [
     _begun("a document that is too long", "max_document_bytes=1000", make=partial(lines, {"text": "long " * 300}),
            key="docs.jsonl:byte", value="1500 bytes, max_document_bytes is 1000", remedy="raise max_skipped"),
     _begun("a line of 10 MB that never ends", "max_document_bytes=1000",
-           make=partial(lines, b'{"text": "' + b"x" * 10_000_000), key="docs.jsonl:byte", value="more than 1054576 bytes",
+           make=partial(lines, b'{"text": "' + b"x" * 10_000_000), key="docs.jsonl:byte",
+           value="more than 1054576 bytes",
            remedy="raise max_skipped"),
     _begun("nested ten thousand deep", make=partial(lines, b"[" * 10_000), key="docs.jsonl:byte", value="broken_json",
            remedy="raise max_skipped", words_of=r"(?<=broken_json ).*"),
@@ -148,8 +150,9 @@ DOCUMENTS = [
 ]  # fmt: skip
 
 SEVERAL = [
-    _prepare("three mistakes in the sources", "sources.books={kind: text, path: nowhere}", "tokenizer={name: sp, path: t}",
-             "sources.web.path=dcos.jsonl", key="tokenizer.path", value="t does not exist", remedy="correct",
+    _prepare("three mistakes in the sources", "sources.books={kind: text, path: nowhere}",
+             "tokenizer={name: sp, path: t}", "sources.web.path=dcos.jsonl",
+             key="tokenizer.path", value="t does not exist", remedy="correct",
              also=("sources.books", "nowhere", "sources.web", "dcos.jsonl", "3 problems")),
 ]  # fmt: skip
 

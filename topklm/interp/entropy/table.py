@@ -64,8 +64,9 @@ def convergence_table(found: dict[str, Any]) -> Table:
 def _table(title: str) -> Table:
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
-    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    return Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
 
 
 def _mean_sd(row: dict[str, Any], name: str) -> str:

@@ -17,12 +17,13 @@ def summary_table(bundle: Bundle) -> Table:
     token), share of neurons that never fire, mean and largest activation, near misses per token."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     meta = bundle.meta
     alpha = "" if meta.model.alpha is None else f", alpha {meta.model.alpha:g}"
     title = f"{bundle.path}\n{bundle.n_tokens:,} tokens of {len(bundle.types):,} types, {meta.reading.site}{alpha}"
     columns = ("layer", "read as", "density", "L0", "silent", "mean", "max", "margin", "near misses")
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for column in columns:
         table.add_column(column, justify="left" if column == "read as" else "right", no_wrap=True)
     for number in bundle.layers:

@@ -113,7 +113,7 @@ def rich_tables(comparison: EvalComparison) -> Group:
     from rich.text import Text
 
     def table(title: str, heads: Sequence[str], lines: Sequence[Sequence[str]], left: int) -> Table:
-        made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+        made = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
         for i, head in enumerate(heads):
             made.add_column(Text(head), justify="left" if i < left else "right", overflow="fold")
         for line in lines:
