@@ -217,6 +217,8 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="the surroundings of the selection by Inductor, too")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    if args.tokens is not None and args.tokens < 8:
+        parser.error("--tokens: at least 8")
     args.tokens = args.tokens or (65536 if "cuda" in args.device else 2048)
     torch.set_num_threads(args.threads)
     runs = candidates(torch.device(args.device))

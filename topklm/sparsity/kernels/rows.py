@@ -47,7 +47,7 @@ def _forward(
     if MARKS:
         N_BYTES: tl.constexpr = (D + 7) // 8
         weights = 1 << tl.arange(0, 8)
-        packed = tl.sum(tl.reshape((whole & inside).to(tl.int32), (BLOCK // 8, 8)) * weights[None, :], axis=1)
+        packed = tl.sum(tl.reshape(whole.to(tl.int32), (BLOCK // 8, 8)) * weights[None, :], axis=1)
         byte = tl.arange(0, BLOCK // 8)
         tl.store(bits + row * N_BYTES + byte, packed.to(tl.uint8), mask=byte < N_BYTES)
 

@@ -73,7 +73,10 @@ def search(key, guess, lo, hi, k, D: tl.constexpr, SHIFT: tl.constexpr):
 
 @triton.jit
 def select(x, inside, z, k, D: tl.constexpr, SHIFT: tl.constexpr):
-    """Mask of the k largest of x [BLOCK] (fp32, 0 outside). `z`: standard deviations above the mean, a first guess."""
+    """Mask of the k largest of x [BLOCK] (fp32; 0 outside, where nothing is selected).
+
+    `z`: the first guess, in standard deviations above the mean.
+    """
     key = order(x, SHIFT)
     lo = tl.min(tl.where(inside, key, 2147483647), axis=0) - 1
     key = tl.where(inside, key, -2147483648)

@@ -60,7 +60,7 @@ def test_foreign_blocks_run_it_without_the_sum(block: type, launches: list[bool]
 
 
 @pytest.mark.parametrize(("mode", "how", "backend"), [
-    ("none", "forward", "aot_eager"), ("full", "forward", "aot_eager"), ("full", "eager", ""),
+    ("full", "forward", "aot_eager"), ("full", "eager", ""),
     ("selective", "inplace", "aot_eager"),
 ])  # fmt: skip
 def test_compiled_and_checkpointed(mode: str, how: str, backend: str, launches: list[bool]) -> None:

@@ -83,7 +83,7 @@ def test_the_widest_row_without_a_sum() -> None:
     check(torch.randn(1, 8192, generator=torch.Generator().manual_seed(2)).bfloat16(), None, 64, None, "identity")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_any_row(data: st.DataObject) -> None:
     dim = data.draw(st.integers(1, 20))
