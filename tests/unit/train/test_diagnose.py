@@ -51,12 +51,18 @@ def run_dir(run):
     return run.checkpoint_dir.parent
 
 
-@pytest.mark.parametrize("where", FOUND)
-@pytest.mark.parametrize("saver", [{}, {"activation_checkpointing": "full"}, {"compile": True}], ids=str)
+@pytest.mark.parametrize(
+    ("where", "saver"),
+    [
+        *((where, {}) for where in FOUND),
+        ("activation", {"activation_checkpointing": "full"}),
+        ("gradient", {"activation_checkpointing": "full"}),
+        ("activation", {"compile": True}),
+    ],
+    ids=str,
+)
 def test_the_first_bad_number_is_named(speeches, tmp_path, monkeypatch, where, saver):
-    if saver.get("compile"):
-        if where != "activation":
-            pytest.skip("once is enough")
+    if "compile" in saver:
         monkeypatch.setattr(torch.nn.Module, "compile", _traced)
     run = config(speeches, tmp_path / "run", distributed={"model_dtype": "fp32", **saver})
     message, report = sick(run, Poison(where, {2}), monkeypatch)
