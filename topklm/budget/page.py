@@ -22,7 +22,7 @@ def statements(plan: Plan) -> list[str]:
     verdict = "fits" if plan.fits else "does NOT fit"
     said = [
         f"{plan.name} {verdict} on {_machine(plan)}: each GPU has {gib:.1f} GiB and {mode.needed / GIB:.1f} are needed "
-        f"(checkpointing {mode.name}, {plan.setting.sequences} sequences a micro-batch).",
+        f"(checkpointing {mode.name}, data.batch_size {plan.setting.sequences}).",
         f"At an MFU of {plan.mfu:.0%} it takes {duration(3600 * plan.course.hours)} for {tokens(plan.course.tokens)} "
         f"tokens, {plan.course.tokens_per_second:,.0f} a second.",
     ]

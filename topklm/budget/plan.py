@@ -125,7 +125,7 @@ def make_plan(config: PlanConfig) -> Plan:
         anneal_steps=None if train.topk is None else train.topk.anneal_steps,
         warmup=0 if train.optim.scheduler == "constant" else train.optim.warmup,
         remedies=[] if fits(setting) else list(remedies(train, model, config.gpus, config.nodes, fits)),
-        notes=list(_notes(train, setting, course, checkpoints, traffic.seconds(config.nodes))),
+        notes=list(_notes(train, setting, course, checkpoints, traffic.seconds(config.nodes), config.mfu)),
     )
 
 
@@ -151,7 +151,7 @@ def _with_vocabulary(config: PlanConfig, model: ModelConfig, data: TrainData | N
 
 
 def _notes(
-    train: TrainConfig, setting: Setting, course: Course, checkpoints: Checkpoints, seconds: float
+    train: TrainConfig, setting: Setting, course: Course, checkpoints: Checkpoints, seconds: float, mfu: float
 ) -> Iterator[str]:
     steps, warmup, topk = train.steps, train.optim.warmup, train.topk
     if train.optim.scheduler != "constant":
@@ -176,8 +176,9 @@ def _notes(
         )
     if seconds > course.step_seconds:
         yield (
-            f"Communication alone takes {seconds:.2f} s of a step of {course.step_seconds:.2f} s, and cannot hide "
-            "behind computation: larger global batches, or fewer ranks."
+            f"Communication takes {1000 * seconds:,.0f} ms a step, longer than computing at this MFU "
+            f"({1000 * course.step_seconds:,.0f} ms): it cannot hide, and the MFU is below "
+            f"{mfu * course.step_seconds / seconds:.0%}. Larger global batches, or fewer ranks."
         )
     passes = course.step_seconds / setting.micro_batches
     if passes < LAUNCHING * setting.model.n_layers:
