@@ -42,12 +42,13 @@ class Table:
 
 def grid(table: Table) -> Any:
     """A table for a terminal (rich), under its title."""
+    from rich.markup import escape
     from rich.table import Table as Grid
     from rich.text import Text
 
     shown = Grid(title=Text(table.title), title_justify="left")
     for column in table.columns:
-        shown.add_column(Text(column.title), justify="right" if table.is_number(column) else "left", overflow="fold")
+        shown.add_column(escape(column.title), justify="right" if table.is_number(column) else "left", overflow="fold")
     for row in table.rows:
         shown.add_row(*(Text(table.cell(row, column)) for column in table.columns))
     return shown

@@ -114,7 +114,7 @@ NEURONS = [
     _case("label llm", "an address that is none", "bundle=bundle", "base_url=localhost:8000", "model=m",
           "neurons=[1:3]", key="base_url", value="localhost:8000", remedy="http://"),
     _case("label llm", "a key in the address", "bundle=bundle", "base_url=https://me:sk-1234567890@127.0.0.1/v1",
-          "model=m", "neurons=[1:3]", key="base_url", value="has a name, a key", remedy="the key in the environment"),
+          "model=m", "neurons=[1:3]", key="base_url", value="has a password", remedy="give the bare address"),
     _case("label llm", "a key that no header can carry", "bundle=bundle", "base_url=http://127.0.0.1:1/v1", "model=m",
           "neurons=[1:3]", environment={"OPENAI_API_KEY": "two words"}, key="key_env", value="OPENAI_API_KEY",
           remedy="8 or more printable characters"),
