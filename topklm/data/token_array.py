@@ -14,8 +14,8 @@ from topklm.data.shards import DTYPES, OFFSETS_DTYPE, Manifest, ShardInfo, Split
 from topklm.errors import DataError
 
 log = logging.getLogger("topklm.data")
-_LOOK_SECONDS = 0.1
-"""A look costs some microseconds, up to a millisecond over a network."""
+_LOOK_SECONDS = 0.001
+"""Between looks, which cost microseconds: once for all rows of a step."""
 
 
 class TokenArray:
@@ -24,8 +24,8 @@ class TokenArray:
     `len()` is the number of tokens. Opening checks that every file exists and has the dtype and size that the
     manifest says, and raises one `DataError` with all that do not. Pickling keeps the paths, not the tokens.
 
-    A read looks first whether the files are still those, at most ten times a second: a mapped file that has become
-    shorter would end the process (SIGBUS), and one with other tokens would be another run. It raises `DataError` then.
+    A read looks first whether the files are still those, once in a millisecond: a mapped file that has become shorter
+    would end the process (SIGBUS), and one with other tokens would be another run. It raises `DataError` then.
     """
 
     def __init__(self, directory: Path, manifest: Manifest, split: Split):
