@@ -25,6 +25,7 @@ GROUPS: dict[str, list[Case]] = {
     for title, cases in module.GROUPS.items()
 }
 CASES = [case for cases in GROUPS.values() for case in cases]
+KINDS = [kind for kind in errors.TopklmError.__subclasses__() if kind.__module__ == errors.__name__]
 INTRODUCTION = """# What goes wrong, and what is told
 
 A wrong input ends a program with one message, all mistakes in it, before a process group is opened, a GPU touched or a
@@ -70,8 +71,7 @@ def right_place() -> Path:
 def page() -> str:
     """The page with the messages of now."""
     codes = OTHERS | {
-        kind.exit_code: " ".join((kind.__doc__ or "").split()).partition(". ")[0].rstrip(".")
-        for kind in errors.TopklmError.__subclasses__()
+        kind.exit_code: " ".join((kind.__doc__ or "").split()).partition(". ")[0].rstrip(".") for kind in KINDS
     }
     table = [f"| {code} | {codes[code]} |" for code in sorted(codes)]
     parts = [INTRODUCTION, "| exit code | meaning |", "|---|---|", *table]

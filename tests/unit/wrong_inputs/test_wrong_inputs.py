@@ -7,10 +7,9 @@ import sys
 import pytest
 
 from tests.programs import run_app
-from tests.unit.wrong_inputs.page import CASES, GROUPS, PAGE, outcome, page
-from topklm.errors import TopklmError
+from tests.unit.wrong_inputs.page import CASES, GROUPS, KINDS, PAGE, outcome, page
 
-DOCUMENTED = {kind.exit_code for kind in TopklmError.__subclasses__()}
+DOCUMENTED = {kind.exit_code for kind in KINDS}
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.program}: {case.mistake}")
