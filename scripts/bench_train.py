@@ -28,6 +28,7 @@ import torch
 from benchmarking import Times, alternate, exponent, headline, memory_of, peak_memory, table, write_json
 
 from topklm.model import ModelConfig, build_model
+from topklm.model import linear as products
 from topklm.sparsity import TopKConfig, set_alpha
 from topklm.train.optim import OptimConfig, build_optimizer
 from topklm.train.parallel import DistributedConfig, World, parallelize, start, world_from_env
@@ -175,6 +176,22 @@ def ours(topk: bool, alpha: float = 0.0) -> Callable[[argparse.Namespace, World]
     return make
 
 
+def with_torchs_products(make: Callable[[argparse.Namespace, World], Step]) -> Callable[..., Step]:
+    """Without oneDNN, where a CPU's products are its (`topklm/model/linear.py`)."""
+
+    def made(args: argparse.Namespace, world: World) -> Step:
+        step = make(args, world)
+
+        def plain() -> None:
+            kept, products.ONEDNN_IS_FASTER = products.ONEDNN_IS_FASTER, False
+            step()
+            products.ONEDNN_IS_FASTER = kept
+
+        return plain
+
+    return made
+
+
 def transformers_step(args: argparse.Namespace, world: World) -> Step:
     """Hugging Face's Llama with its own loss, as its Trainer runs it: fused AdamW, autocast to bf16 on a GPU."""
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -205,6 +222,7 @@ def lingua_step(args: argparse.Namespace, world: World) -> Step:
 
     model = LMTransformer(LMTransformerArgs(vocab_size=args.vocab, **lingua_sizes(model_config(args))))
     model.init_weights()
+    model.config = model_config(args)  # which `parallelize` asks for
     parallelize(model.to(world.device), world, distributed(args))
     optimizer, schedule = theirs(model, OptimArgs(), 1000)
     tokens = make_tokens(args, world)
@@ -235,6 +253,7 @@ VARIANTS: dict[str, Callable[[argparse.Namespace, World], Step]] = {
     "dense": ours(False),
     "topk": ours(True),
     "topk annealing": ours(True, 0.5),
+    "topk, torch's products": with_torchs_products(ours(True)),
     "transformers": transformers_step,
     "lingua": lingua_step,
 }

@@ -82,3 +82,25 @@ def test_only_one_chunk_of_logits_is_held():
         loss = linear_cross_entropy(hidden, weight, torch.randint(0, v, (n,)), chunk)
     loss.backward()
     assert sum(saved) <= n * d + v * d
+
+
+def test_a_target_whose_probability_is_0_has_its_loss():
+    hidden, weight = torch.tensor([[1.0], [-1.0]]), torch.tensor([[200.0], [-200.0], [0.0]])
+    targets = torch.tensor([1, 1])
+    assert linear_cross_entropy(hidden, weight, targets).item() == pytest.approx(400.0)
+    loss = linear_cross_entropy(torch.tensor([[float("nan")]]), weight, targets[:1])
+    assert loss.isnan()
+
+
+@pytest.mark.parametrize("dims", [(24, 40), (40, 24)])
+def test_more_tokens_than_a_cpu_takes_at_once(dims):
+    """Gradients are summed over chunks in the order that the product gives them."""
+    torch.manual_seed(0)
+    D, V = dims
+    hidden, weight = torch.randn(600, D, requires_grad=True), torch.randn(V, D, requires_grad=True)
+    targets = torch.randint(0, V, (600,))
+    ours = torch.autograd.grad(linear_cross_entropy(hidden, weight, targets), (hidden, weight))
+    wide = [t.detach().double().requires_grad_() for t in (hidden, weight)]
+    true = torch.autograd.grad(F.cross_entropy(wide[0] @ wide[1].T, targets, reduction="sum"), wide)
+    for a, b in zip(ours, true, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-5)
