@@ -36,7 +36,7 @@ from topklm.train.throughput import flops_per_token, mfu, peak_flops
 
 Step = Callable[[], None]
 SIZES = {"dim": 128, "layers": 6, "heads": 4, "k": 16, "batch": 8, "seq_len": 256, "vocab": 4096}
-GROWTH = {"dim": (64, 128, 256, 512), "k": (4, 16, 64), "layers": (2, 4, 8, 16), "seq_len": (128, 256, 512, 1024)}
+GROWTH = {"dim": (64, 128, 256, 512), "k": (4, 16, 64), "layers": (4, 8, 16), "seq_len": (128, 256, 512, 1024)}
 
 
 def main() -> None:
