@@ -41,7 +41,7 @@ def main() -> int:
         lifetime=time.monotonic() - began,
     )  # fmt: skip
     tally = crasher.run(tell)
-    figures = {**dataclasses.asdict(tally), "seconds": round(time.monotonic() - began), **vars(options)}
+    figures = {**dataclasses.asdict(tally), "seconds": round(time.monotonic() - began), "options": vars(options)}
     (options.out / "soak.json").write_text(json.dumps(figures, indent=1, default=str))
     for phase in PHASES:
         print(f"{phase:12} {tally.kills[phase]:5} kills")
