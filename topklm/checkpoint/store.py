@@ -226,12 +226,12 @@ class CheckpointStore:
         make_durable(self.directory)
 
     def _retire(self, newest: int) -> None:
-        """Remove what the retention rules no longer keep; never the checkpoint just written."""
-        by_step = {step_of(path): path for path in list_checkpoints(self.directory)}
+        """Remove what the retention rules no longer keep; never the checkpoint just written, which is their last."""
+        # Later ones are broken, or they would have been resumed from: they must not push out good ones.
+        by_step = {step: path for path in list_checkpoints(self.directory) if (step := step_of(path)) <= newest}
         sick = [step for step, path in by_step.items() if was_sick(path)]
         for step in self.config.retired(list(by_step), sick):
-            if step != newest:
-                _remove(by_step[step])
+            _remove(by_step[step])
 
     def _together(self, action: Callable[[], T]) -> list[T]:
         """What `action` gives on every rank. A file error of one is raised by all: none waits for one that has left."""

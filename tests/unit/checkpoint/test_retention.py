@@ -73,6 +73,16 @@ def test_a_run_that_diverges_for_long_keeps_its_last_healthy_checkpoints(tmp_pat
     assert there() == [3, 12]
 
 
+def test_broken_ones_that_the_run_passed_over_take_no_good_ones_place(tmp_path):
+    """Resumed at step 2, since 5 and 6 are broken: they count only once the run has written its own."""
+    config = CheckpointConfig(dump=SaveEvery(every=1, keep=2), eval=SaveEvery(every=0))
+    for step in (1, 2, 5, 6):
+        (tmp_path / f"{step:010d}").mkdir()
+        (tmp_path / f"{step:010d}" / "train_state_00000.json").write_text("{}")
+    CheckpointStore(tmp_path, config, 0, None)._retire(2)
+    assert [int(path.name) for path in list_checkpoints(tmp_path)] == [1, 2, 5, 6]
+
+
 @pytest.mark.parametrize("state", ["", "[]", "{", None])
 def test_a_checkpoint_that_cannot_tell_is_not_healthy(tmp_path, state):
     if state is not None:
