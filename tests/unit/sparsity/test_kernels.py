@@ -83,10 +83,13 @@ def test_what_triton_needs_is_told(missing: str, told: str, monkeypatch: pytest.
 
 
 def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "why_absent", lambda: "the package triton is needed: pip install triton")
-    assert not Kernel.of("auto").takes(torch.randn(2, 8))
+    absent = "the package triton is needed: pip install triton"
+    monkeypatch.setattr(choice, "why_absent", lambda: absent)
+    kernel = Kernel.of("auto")
     with pytest.raises(ConfigError, match="pip install triton; or take auto"):
         set_kernel(tiny.make_stack(TopKConfig(k=4)), "triton")
+    monkeypatch.setattr(choice, "why_absent", None)  # a pass, which may be compiled, does not search for it again
+    assert kernel.why_not(torch.device("cuda"), torch.float32, 8) == absent
 
 
 def test_wrong_choices(monkeypatch: pytest.MonkeyPatch) -> None:

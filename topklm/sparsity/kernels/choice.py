@@ -49,6 +49,8 @@ class Kernel:
     choice: KernelChoice
     devices: tuple[str, ...]
     """Types of device that it runs on: cuda, and the CPU in Triton's interpreter."""
+    absent: str | None = None
+    """Why it runs on none."""
 
     @classmethod
     def of(cls, choice: KernelChoice) -> Kernel:
@@ -58,7 +60,7 @@ class Kernel:
         absent = why_absent()
         if choice == "triton" and absent:
             raise ConfigError(f"kernel triton: {absent}; or take auto")
-        return cls(choice, () if absent else ("cuda", "cpu") if _interpreted() else ("cuda",))
+        return cls(choice, () if absent else ("cuda", "cpu") if _interpreted() else ("cuda",), absent)
 
     def why_not(self, device: torch.device, dtype: torch.dtype, dim: int) -> str | None:
         """Why it is not taken for tensors [..., `dim`]; None if it is.
@@ -69,7 +71,7 @@ class Kernel:
             return "another one was chosen"
         reason = None
         if device.type not in self.devices:
-            reason = f"it does not run on {device.type}" if self.devices else why_absent()
+            reason = self.absent or f"it does not run on {device.type}"
         elif dtype not in _DTYPES:
             reason = f"it computes in fp32, bf16 and fp16, not in {dtype}"
         elif dim > MAX_DIM:
