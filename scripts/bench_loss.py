@@ -15,9 +15,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from benchmarking import write_json
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -50,6 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in DEFAULTS.items():
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--out", type=Path, default=Path("bench_loss.json"))
     parser.add_argument("--memory-of", choices=FORMS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.memory_of:
@@ -66,9 +69,12 @@ def main() -> None:
             if round_:
                 times[name].append(time.perf_counter() - began)
     print(f"{args.tokens} tokens, D {args.dim}, V {args.vocab}, chunk {args.chunk}: time and peak memory, x plain")
+    results = []
     for name, seconds in times.items():
         ratio = statistics.median(a / b for a, b in zip(seconds, times["plain"], strict=True))
         print(f"  {name:11s} {ratio:6.2f}   {memory[name] / memory['plain']:6.2f}")
+        results.append({"form": name, "time": ratio, "memory": memory[name] / memory["plain"]})
+    write_json(args.out, vars(args), results)
 
 
 def make(args: argparse.Namespace) -> Callable[[str], None]:
