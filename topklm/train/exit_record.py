@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
-from topklm.errors import EXIT_PREEMPTED, PeerError, exit_code_of
+from topklm.errors import EXIT_PREEMPTED, PeerError, exit_code_of, storing
 
 log = logging.getLogger("topklm.train")
 EXIT = "exit.json"
@@ -43,7 +43,8 @@ class ExitRecord:
 
     def __enter__(self) -> ExitRecord:
         if self.rank == 0:
-            self._write(None, "running")
+            with storing(self.path):
+                self._write(None, "running")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
@@ -67,8 +68,11 @@ class ExitRecord:
             "rank": self.rank,
         }
         part = self.path.with_name(f"{EXIT}.{self.rank}.{os.getpid()}.tmp")
-        part.write_text(json.dumps(content, indent=1) + "\n")
-        part.replace(self.path)
+        try:
+            part.write_text(json.dumps(content, indent=1) + "\n")
+            part.replace(self.path)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def read_exit(dump_dir: Path) -> dict[str, object]:

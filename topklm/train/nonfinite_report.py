@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +15,7 @@ from topklm.errors import NonFiniteError
 from topklm.train.diagnose import NO_MEMORY, STAGES, Finding
 from topklm.train.parallel import World
 
+log = logging.getLogger("topklm.train")
 REPORT = "nonfinite.json"
 _SHOWN = 8
 
@@ -55,8 +57,11 @@ def nonfinite_error(
             "created_at": datetime.now(UTC).isoformat(),
         }  # fmt: skip
         part = path.with_suffix(".tmp")
-        part.write_text(json.dumps(report, indent=1, allow_nan=False))
-        part.replace(path)
+        try:
+            part.write_text(json.dumps(report, indent=1, allow_nan=False))
+            part.replace(path)
+        except OSError as failure:  # a full disk: the message is worth more
+            log.warning("%s cannot be written: %s", path, failure.strerror)
     if world.cpu_group is not None:
         dist.barrier(world.cpu_group)  # no rank leaves, and has the others ended, before the file is there
     if not world.is_main:
@@ -89,6 +94,6 @@ def _advice(found: str | None) -> str:
     if found == "weight":
         return "Start the same command again, from the newest checkpoint; if it comes back, lower the learning rate."
     return (
-        "Start again with a lower learning rate or other data, set on_nonfinite=skip, or find the operation with "
-        "distributed.detect_anomaly=true."
+        "Start again with a lower learning rate or other data, leave (more) such steps out by on_nonfinite=skip and "
+        "max_nonfinite, or find the operation with distributed.detect_anomaly=true."
     )

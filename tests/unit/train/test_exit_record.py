@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from topklm.errors import EXIT_PREEMPTED, DataError, NonFiniteError, PeerError
+from topklm.errors import EXIT_PREEMPTED, DataError, NonFiniteError, PeerError, StorageError
 from topklm.train.exit_record import ExitRecord, read_exit
 
 
@@ -59,3 +59,11 @@ def test_a_disk_that_is_full_does_not_hide_what_ended_the_run(tmp_path, caplog):
     with pytest.raises(NonFiniteError):
         fail(tmp_path, 0, NonFiniteError("nan"), path=tmp_path / "gone" / "exit.json")
     assert "cannot be written" in caplog.text
+
+
+def test_a_disk_that_is_full_at_the_start_is_told_and_gets_no_leftovers(tmp_path):
+    """A directory stands where the file belongs: it can be written, but not renamed."""
+    (tmp_path / "exit.json" / "x").mkdir(parents=True)
+    with pytest.raises(StorageError, match=r"exit\.json cannot be written: .*make room"), ExitRecord(tmp_path, 0):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["exit.json"]
