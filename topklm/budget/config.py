@@ -26,6 +26,8 @@ class PlanConfig(TrainConfig):
     """GiB of memory of each GPU; null: the table's."""
     gpu_tflops: float | None = None
     """Dense bf16 peak of each GPU in TFLOP/s; null: the table's."""
+    gpu_link_gbps: float | None = None
+    """GB/s in each direction between the GPUs of a node; null: the table's, of NVLink or PCIe."""
     mfu: float = 0.45
     """Share of the peak that the model's FLOP reach. An assumption: `speed/mfu` of a run's first steps tells."""
     vocab_size: int | None = None
@@ -53,10 +55,15 @@ class PlanConfig(TrainConfig):
         for name in ("gpus", "nodes"):
             if getattr(self, name) < 1:
                 yield Problem(name, f"{getattr(self, name)} is below 1")
-        for name in ("gpu_gib", "gpu_tflops", "vocab_size", "disk_gbps"):
+        for name in ("gpu_gib", "gpu_tflops", "gpu_link_gbps", "vocab_size", "disk_gbps"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 yield Problem(name, f"{value} must be above 0")
+        if self.vocab_size is not None and self.model.vocab_size not in (-1, self.vocab_size):
+            told = (
+                f"{self.vocab_size} is not the {self.model.vocab_size} of model.vocab_size, which counts; leave it out"
+            )
+            yield Problem("vocab_size", told)
         if not 0 < self.mfu <= 1:
             yield Problem("mfu", f"{self.mfu} is no share of the peak; 0.45 is 45 %")
         if self.slack < 0 or self.context_gib < 0:

@@ -106,3 +106,11 @@ def checkpoints_of(config: TrainConfig, setting: Setting, nodes: int, disk: floa
         blocking=not config.checkpoint.async_save,
         host_bytes=total / nodes if config.checkpoint.async_save else 0.0,
     )
+
+
+def duration(seconds: float) -> str:
+    """In the unit that suits it."""
+    for size, unit in ((7200, "hours"), (120, "minutes"), (1, "s")):
+        if seconds >= size:
+            return f"{seconds / {'hours': 3600, 'minutes': 60, 's': 1}[unit]:,.1f} {unit}"
+    return f"{1000 * seconds:.3g} ms" if seconds else "0 s"

@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from topklm.budget import sizes
 from topklm.budget.setting import Setting
 
-NVLINK = 450e9
-"""Bytes per second and direction of a GPU inside a node: NVLink of the 900 GB/s class (H100, H200)."""
 ADAPTER = 50e9
 """Bytes per second and direction of a GPU between nodes: 400 Gb/s each."""
 REACHED = 0.8
-"""Share of these rates that large collectives reach. An assumption."""
+"""Share of these rates, and of the links' inside a node, that large collectives reach. An assumption."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +32,8 @@ class Traffic:
     """Ranks of the first two."""
     gpus: int
     """Of a node."""
+    link: float
+    """Bytes per second and direction of a GPU inside a node."""
 
     @property
     def inside(self) -> float:
@@ -48,12 +48,12 @@ class Traffic:
 
     def seconds(self, nodes: int) -> float:
         """One after the other, none hidden behind computation."""
-        inside = self.inside / (NVLINK * REACHED)
+        inside = self.inside / (self.link * REACHED)
         return inside + (self.between / (ADAPTER * REACHED) if nodes > 1 else 0.0)
 
 
-def traffic_of(setting: Setting, gpus: int) -> Traffic:
-    """`gpus`: of a node."""
+def traffic_of(setting: Setting, gpus: int, link: float) -> Traffic:
+    """`gpus`, `link`: of a node."""
     model, shards, replicas = setting.model, setting.shards, setting.replicas
     block, root = sizes.block(model), sizes.root(model)
     blocks = model.n_layers * block.padded(shards)
@@ -64,4 +64,5 @@ def traffic_of(setting: Setting, gpus: int) -> Traffic:
         reduced=2 * ring_of_replicas * 4 * sizes.sharded(model, shards),
         shards=shards,
         gpus=gpus,
+        link=link,
     )

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from topklm.budget import activations
+from topklm.budget.course import duration
 from topklm.budget.memory import PARTS, moments
-from topklm.budget.network import ADAPTER, NVLINK, REACHED
+from topklm.budget.network import ADAPTER, REACHED
 from topklm.budget.plan import Plan
 from topklm.budget.search import MODES
 from topklm.report.table import Column, Table
@@ -22,7 +23,7 @@ def statements(plan: Plan) -> list[str]:
     verdict = "fits" if plan.fits else "does NOT fit"
     said = [
         f"{plan.name} {verdict} on {_machine(plan)}: each GPU has {gib:.1f} GiB and {mode.needed / GIB:.1f} are needed "
-        f"(checkpointing {mode.name}, data.batch_size {plan.setting.sequences}).",
+        f"(checkpointing {mode.name}, micro-batches of {plan.setting.sequences}).",
         f"At an MFU of {plan.mfu:.0%} it takes {duration(3600 * plan.course.hours)} for {tokens(plan.course.tokens)} "
         f"tokens, {plan.course.tokens_per_second:,.0f} a second.",
     ]
@@ -73,7 +74,8 @@ def run_table(plan: Plan) -> Table:
          f"{duration(saved.seconds)}{'' if saved.blocking else ' in the background'}; {saved.bytes_per_rank / 1e9:.3f} "
          "GB from each rank" + f", {saved.host_bytes / 1e9:.1f} GB of main memory a node" * (not saved.blocking)),
         ("checkpoints", f"{saved.disk / 1e9:,.1f} GB",
-         f"on disk at most; {saved.saves} are written, {saved.kept} stay"),
+         f"on disk at most; {saved.saves} are written, one every {duration(3600 * course.hours / saved.saves)}, "
+         f"{saved.kept} stay"),
     ]  # fmt: skip
     columns = (Column("what", ""), Column("figure", f"{plan.name} on {_machine(plan)}"), Column("of", ""))
     named = [dict(zip(("what", "figure", "of"), row, strict=True)) for row in rows]
@@ -134,14 +136,6 @@ def data(plan: Plan) -> dict[str, Any]:
     return figures
 
 
-def duration(seconds: float) -> str:
-    """In the unit that suits it."""
-    for size, unit in ((7200, "hours"), (120, "minutes"), (1, "s")):
-        if seconds >= size:
-            return f"{seconds / {'hours': 3600, 'minutes': 60, 's': 1}[unit]:,.1f} {unit}"
-    return f"{1000 * seconds:.3g} ms" if seconds else "0 s"
-
-
 def tokens(value: float) -> str:
     """In billions or millions."""
     return f"{value / 1e9:,.2f} B" if value >= 1e9 else f"{value / 1e6:,.2f} M"
@@ -165,7 +159,9 @@ def _communication(plan: Plan) -> Sequence[tuple[str, str, str]]:
     if plan.ranks == 1:
         return []
     traffic, seconds = plan.traffic, plan.traffic.seconds(plan.nodes)
-    links = f"NVLink {NVLINK / 1e9:.0f} GB/s" + f", {8 * ADAPTER / 1e9:.0f} Gb/s between nodes" * (plan.nodes > 1)
+    links = f"{plan.gpu.link / 1e9:.0f} GB/s inside a node" + f", {8 * ADAPTER / 1e9:.0f} Gb/s between nodes" * (
+        plan.nodes > 1
+    )
     told = (
         f"{(traffic.inside + traffic.between) / 1e9:.1f} GB per GPU and step, "
         f"{seconds / plan.course.step_seconds:.0%} of the computing that hides it ({links}, of which {REACHED:.0%} are "

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from topklm.budget import sizes
 from topklm.budget.config import PlanConfig
-from topklm.budget.course import Checkpoints, Course, checkpoints_of, course_of
+from topklm.budget.course import Checkpoints, Course, checkpoints_of, course_of, duration
 from topklm.budget.gpus import GPU, find_gpu
 from topklm.budget.memory import Moment, needed, peak
 from topklm.budget.network import Traffic, traffic_of
@@ -21,6 +21,8 @@ from topklm.model import ModelConfig
 from topklm.train import TrainConfig
 from topklm.train.init_from import start_from
 
+FP32_SHARE = 1 / 16
+"""Of an A100's or H100's bf16 peak that its fp32 units have (without TF32); of an L4's a quarter."""
 LAUNCHING = 0.3e-3
 """Seconds in which the kernels of one block's forward and backward pass are launched, roughly: some 60 of 5 us."""
 
@@ -88,7 +90,7 @@ def make_plan(config: PlanConfig) -> Plan:
     train = dataclasses.replace(train, model=model)
     if train.topk is not None:
         train = dataclasses.replace(train, topk=train.topk.resolve(train.steps))
-    gpu = find_gpu(config.gpu, config.gpu_gib, config.gpu_tflops)
+    gpu = find_gpu(config.gpu, config.gpu_gib, config.gpu_tflops, config.gpu_link_gbps)
     setting = setting_of(train, model, config.ranks)
 
     def need(tried: Setting) -> float:
@@ -108,7 +110,7 @@ def make_plan(config: PlanConfig) -> Plan:
         )  # fmt: skip
     course = course_of(train, model, config.ranks, gpu.peak * config.mfu)
     checkpoints = checkpoints_of(train, setting, config.nodes, config.disk_gbps * 1e9)
-    traffic = traffic_of(setting, config.gpus)
+    traffic = traffic_of(setting, config.gpus, gpu.link)
     return Plan(
         name=config.name,
         gpu=gpu,
@@ -143,8 +145,8 @@ def _with_vocabulary(config: PlanConfig, model: ModelConfig, data: TrainData | N
     known = data.vocab_size if data is not None else config.vocab_size
     if model.vocab_size == -1 and known is None:
         told = (
-            f"is not known: no prepared data are in {config.data.root_dir}; give vocab_size=32000, or what the "
-            "tokenizer has"
+            f"is not known: no prepared data could be opened in {config.data.root_dir}; give vocab_size=32000, or "
+            "what the tokenizer has"
         )
         raise ConfigError([Problem("vocab_size", told)])
     return model if model.vocab_size != -1 else dataclasses.replace(model, vocab_size=known or 0)
@@ -176,9 +178,20 @@ def _notes(
         )
     if seconds > course.step_seconds:
         yield (
-            f"Communication takes {1000 * seconds:,.0f} ms a step, longer than computing at this MFU "
-            f"({1000 * course.step_seconds:,.0f} ms): it cannot hide, and the MFU is below "
+            f"Communication takes {duration(seconds)} a step, longer than computing at this MFU "
+            f"({duration(course.step_seconds)}): it cannot hide, and the MFU is below "
             f"{mfu * course.step_seconds / seconds:.0%}. Larger global batches, or fewer ranks."
+        )
+    if setting.width == 4 and mfu > FP32_SHARE:
+        yield (
+            f"Products are in fp32, and the MFU of {mfu:.0%} is a share of the bf16 peak: an H100 has "
+            f"{FP32_SHARE:.0%} of it in fp32, half of it with distributed.matmul_allow_tf32. Give a smaller mfu, or "
+            "take bf16."
+        )
+    if train.model.backend == "lingua":
+        yield (
+            "Lingua's blocks are planned as ours, and keep more for the backward pass without checkpointing: four "
+            "widths F of the feed-forward layer instead of two, norms in fp32."
         )
     passes = course.step_seconds / setting.micro_batches
     if passes < LAUNCHING * setting.model.n_layers:
@@ -190,7 +203,7 @@ def _notes(
     computed = setting.sequences * setting.micro_batches * ranks * setting.seq_len
     if computed > course.tokens_per_step:
         yield (
-            f"{computed / course.tokens_per_step - 1:.0%} of what is computed is padding: the global batch does not "
+            f"{1 - course.tokens_per_step / computed:.0%} of what is computed is padding: the global batch does not "
             f"divide into {setting.micro_batches} micro-batches on {ranks} ranks."
         )
     if checkpoints.waiting_seconds > max(60, 0.05 * course.hours * 3600):

@@ -14,7 +14,7 @@ from topklm.budget import PlanConfig, make_plan
 from topklm.budget.course import STATE_BYTES, course_of
 from topklm.budget.gpus import find_gpu
 from topklm.budget.memory import needed
-from topklm.budget.network import ADAPTER, NVLINK, REACHED, traffic_of
+from topklm.budget.network import ADAPTER, REACHED, traffic_of
 from topklm.budget.plan import Plan
 from topklm.budget.search import MODES, largest_micro_batch
 from topklm.budget.setting import Setting, setting_of
@@ -26,7 +26,7 @@ PAPER = ROOT / "configs" / "paper"
 GPU = find_gpu("h200")
 NODE = 8
 RATES = (
-    f"Rates: NVLink {NVLINK / 1e9:.0f} GB/s in each direction of a GPU (the 900 GB/s class), between nodes "
+    f"Rates: NVLink {GPU.link / 1e9:.0f} GB/s in each direction of a GPU (the 900 GB/s class), between nodes "
     f"{8 * ADAPTER / 1e9:.0f} Gb/s for each GPU, of both {REACHED:.0%} reached (an assumption); {NODE} H200 a node, "
     f"MFU {PlanConfig.mfu:.0%} (an assumption). Sequences of 2,048 tokens."
 )
@@ -97,7 +97,7 @@ def wire() -> str:
                 config = replace(config, data=replace(config.data, batch_size=size))
                 setting = setting_of(config.train, config.model, ranks)
                 course = course_of(config.train, config.model, ranks, GPU.peak * config.mfu)
-                traffic = traffic_of(setting, NODE)
+                traffic = traffic_of(setting, NODE, GPU.link)
                 cells.append((setting, course.step_seconds, traffic, traffic.seconds(nodes)))
             first = next((cell for cell in cells if cell), None)
             shown = "does not fit" if first is None else f"{first[0].micro_batches} x {first[0].sequences}"

@@ -62,9 +62,13 @@ def test_the_parts_are_the_parameters():
         (["topk.anneal_ratio=0.9"], "Only 2,000 of 20,000 steps"),
         (["topk.anneal_ratio=0.05"], "in the warm-up"),
         (["topk.anneal_ratio=0"], "no annealing"),
-        (["data.batch_size=24"], "is padding"),
+        (["data.batch_size=24"], "3% of what is computed is padding"),
+        (["data.global_batch_size=4"], "50% of what is computed is padding"),
         (["checkpoint.async_save=false", "checkpoint.dump.every=2"], "checkpoint.async_save=true"),
         (["nodes=64"], "the MFU is below"),
+        (["nodes=32", "gpu=l40s"], "the MFU is below"),  # through PCIe
+        (["distributed.model_dtype=fp32"], "in fp32"),
+        (["model.backend=lingua"], "Lingua's blocks"),
         (["model.dim=64", "data.global_batch_size=8", "data.batch_size=1"], "launching its kernels"),
     ],
 )
@@ -77,12 +81,25 @@ def test_gpus():
     assert find_gpu("H200").memory == 140.4 * 2**30
     assert find_gpu("mine", 24, 100).peak == 100e12
     assert find_gpu("h100", gib=40).memory == 40 * 2**30
+    assert [find_gpu(name).link for name in ("h200", "a100-40", "l4")] == [450e9, 300e9, 32e9]
+    assert find_gpu("mine", 24, 100).link == find_gpu("l4").link  # nothing says that it has NVLink
+    assert find_gpu("mine", 24, 100, 200).link == 200e9
     with pytest.raises(ConfigError, match="give gpu_gib and gpu_tflops too"):
         find_gpu("mine", gib=24)
 
 
+def test_a_vocabulary_that_would_not_be_used_is_refused():
+    with pytest.raises(ConfigError, match="vocab_size: 128000 is not the 32000"):
+        plan_of("vocab_size=128000")
+
+
+def test_how_often_it_saves():
+    assert any("one every 16.0 minutes" in row["of"] for row in page.run_table(plan_of()).rows)
+
+
 @pytest.mark.parametrize(
-    ("key", "value"), [("gpus", 0), ("mfu", 1.2), ("slack", -1.0), ("disk_gbps", 0.0), ("gpu", "x")]
+    ("key", "value"),
+    [("gpus", 0), ("gpu_link_gbps", 0.0), ("mfu", 1.2), ("slack", -1.0), ("disk_gbps", 0.0), ("gpu", "x")],
 )
 def test_what_is_wrong_is_told(key, value):
     config = dataclasses.replace(load_config(PlanConfig, [PAPER]), **{key: value})
