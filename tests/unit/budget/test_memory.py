@@ -114,7 +114,7 @@ def test_buffers_of_the_collectives(make_config, measure, shape):
     assert set(gather.sizes) == {2 * block.padded(shards), 2 * root.padded(shards)}
     whole = [size for size in scatter.sizes if size in {4 * block.padded(shards), 4 * root.padded(shards)}]
     assert len(whole) == layers + 1  # of each group; the others are what a rank gets of them
-    traffic = traffic_of(found.setting, 8)
+    traffic = traffic_of(found.setting, 8, 450e9)
     ring = (shards - 1) / shards
     assert traffic.gathered == pytest.approx(ring * sum(gather.sizes))
     assert traffic.scattered == pytest.approx(ring * sum(whole))
