@@ -9,7 +9,6 @@ checkpoint may be broken or lost. Prints a table and writes DIR/soak.json; ends 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
 import time
@@ -41,13 +40,13 @@ def main() -> int:
         lifetime=time.monotonic() - began,
     )  # fmt: skip
     tally = crasher.run(tell)
-    figures = {**dataclasses.asdict(tally), "seconds": round(time.monotonic() - began), "options": vars(options)}
-    (options.out / "soak.json").write_text(json.dumps(figures, indent=1, default=str))
     for phase in PHASES:
         print(f"{phase:12} {tally.kills[phase]:5} kills")
     print(f"{'all':12} {tally.kills.total():5} kills, {tally.one_rank} of them of one rank alone")
     print(f"{tally.resumes} resumes, {tally.finished} finished runs, {tally.steps} logged steps compared")
     print(f"mismatches: {len(tally.mismatches)}", *tally.mismatches, sep="\n  ")
+    figures = {**vars(tally), "seconds": round(time.monotonic() - began), "options": vars(options)}
+    (options.out / "soak.json").write_text(json.dumps(figures, indent=1, default=str))
     return 1 if tally.mismatches else 0
 
 
