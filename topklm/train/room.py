@@ -31,7 +31,8 @@ def check_room(config: TrainConfig, *, is_main: bool) -> None:
             "room, or give another dump_dir or checkpoint.path"
         )
     kept = max_kept(config.checkpoint, config.steps)
-    needed = one * (max(kept - len(held), 0) + 1)
+    of_schedules = [path for path in held if config.checkpoint.saves_at(step_of(path))]  # others are kept beside them
+    needed = one * (max(kept - len(of_schedules), 0) + 1)
     if is_main and free < needed:
         log.warning(
             "the disk of %s has %s free, and the %d checkpoints that this run keeps and one that is being written need "

@@ -35,8 +35,9 @@ def free(monkeypatch):
 @pytest.mark.parametrize(("n_free", "held", "warns"), [(3, 0, False), (2.9, 0, True), (1.1, 2, False), (1.9, 1, True)])
 def test_what_is_kept_and_one_more_must_fit(tmp_path, free, caplog, n_free, held, warns):
     run = config(tmp_path)
-    for step in range(1, held + 1):
+    for step in range(10, 10 * held + 1, 10):
         (run.checkpoint_dir / f"{step:010d}").mkdir(parents=True)
+    (run.checkpoint_dir / "0000000007").mkdir(parents=True)  # of a signal: it frees no room for those of the schedule
     free(n_free, run)
     check_room(run, is_main=True)
     assert ("exit code 8" in caplog.text) == warns
