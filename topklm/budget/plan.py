@@ -211,3 +211,9 @@ def _notes(
             f"Training waits {checkpoints.waiting_seconds / 60:,.0f} minutes for its {checkpoints.saves} checkpoints: "
             "checkpoint.async_save=true writes them beside it."
         )
+    between = 3600 * course.hours / checkpoints.saves
+    if not checkpoints.blocking and checkpoints.seconds > between:
+        yield (
+            f"A checkpoint takes {duration(checkpoints.seconds)} to write, longer than the {duration(between)} between "
+            "two of them: training waits for it. Save less often, or write faster."
+        )

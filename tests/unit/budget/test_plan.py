@@ -65,6 +65,7 @@ def test_the_parts_are_the_parameters():
         (["data.batch_size=24"], "3% of what is computed is padding"),
         (["data.global_batch_size=4"], "50% of what is computed is padding"),
         (["checkpoint.async_save=false", "checkpoint.dump.every=2"], "checkpoint.async_save=true"),
+        (["disk_gbps=0.01"], "longer than the 16.0 minutes between"),
         (["nodes=64"], "the MFU is below"),
         (["nodes=32", "gpu=l40s"], "the MFU is below"),  # through PCIe
         (["distributed.model_dtype=fp32"], "in fp32"),
