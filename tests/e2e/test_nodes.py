@@ -50,6 +50,7 @@ SQUEUE = """#!/bin/sh
 echo "${JOB_STATE:-RUNNING}"
 """
 TORCHRUN = """#!/bin/sh
+[ "$SRUN_CPUS_PER_TASK" = 7 ] || exit 2
 [ -z "$RECORD" ] || echo "{\\"code\\": $RECORD}" > "$SLURM_FAKE/run/exit.json"
 exit 1
 """
@@ -67,7 +68,7 @@ def slurm(tmp_path):
     return {
         **os.environ, "PATH": f"{programs}:{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1",
         "SLURM_JOB_ID": str(free_port() - 20_000), "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NNODES": "2",
-        "SLURM_FAKE": str(tmp_path),
+        "SLURM_FAKE": str(tmp_path), "SLURM_CPUS_PER_TASK": "7",
     }  # fmt: skip
 
 
