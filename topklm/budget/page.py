@@ -30,7 +30,7 @@ def statements(plan: Plan) -> list[str]:
     if not plan.fits:
         said += [f"It fits with {each.arguments} ({each.price})." for each in plan.remedies] or [
             "Nothing was found that makes it fit, neither one sequence a micro-batch in any mode of checkpointing nor "
-            "more nodes; a smaller model, shorter sequences or GPUs with more memory would."
+            "more GPUs; a smaller model, shorter sequences or GPUs with more memory would."
         ]
     return [*said, *plan.notes]
 

@@ -1,4 +1,4 @@
-"""What fits: searched among micro-batches, modes of checkpointing and numbers of nodes, each tried by the planner."""
+"""What fits: searched among micro-batches, modes of checkpointing and numbers of GPUs, each tried by the planner."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from topklm.budget.setting import Setting, global_batch, setting_of
-from topklm.errors import ConfigError
 from topklm.model import ModelConfig
 from topklm.train import TrainConfig
 
 MODES = ("none", "selective", "full")
 MOST_SEQUENCES = 512
+NODE = 8
 MOST_NODES = 128
 
 Fits = Callable[[Setting], bool]
@@ -46,7 +46,7 @@ def largest_micro_batch(config: TrainConfig, model: ModelConfig, ranks: int, fit
 
 
 def remedies(config: TrainConfig, model: ModelConfig, gpus: int, nodes: int, fits: Fits) -> Iterator[Remedy]:
-    """Changes that make a run fit, one kind at a time: the micro-batch in each mode of checkpointing, more nodes.
+    """Changes that make a run fit, one kind at a time: the micro-batch in each mode of checkpointing, more GPUs.
 
     The mode alone comes first where it is enough.
     """
@@ -61,23 +61,26 @@ def remedies(config: TrainConfig, model: ModelConfig, gpus: int, nodes: int, fit
         elif (size := largest_micro_batch(tried, model, ranks, fits)) is not None:
             price = f"{setting_of(_batch(tried, size), model, ranks).micro_batches} micro-batches a step"
             yield Remedy(" ".join(filter(None, [switch, f"data.batch_size={size}"])), _price(mode, price))
-    yield from _more_nodes(config, model, gpus, nodes, fits)
+    yield from _more_gpus(config, model, gpus, nodes, fits)
 
 
-def _more_nodes(config: TrainConfig, model: ModelConfig, gpus: int, nodes: int, fits: Fits) -> Iterator[Remedy]:
-    spread = replace(
-        config, distributed=replace(config.distributed, fsdp_type="full_shard", dp_shard=None, dp_replicate=1)
-    )
-    more = nodes * 2
-    while more <= MOST_NODES:
-        try:
-            if fits(setting_of(spread, model, gpus * more)):
-                given = "" if spread.distributed == config.distributed else " distributed.dp_replicate=1"
-                yield Remedy(f"nodes={more}{given}", f"{gpus * more} GPUs share one copy of the weights")
-                return
-        except ConfigError:
+def _more_gpus(config: TrainConfig, model: ModelConfig, gpus: int, nodes: int, fits: Fits) -> Iterator[Remedy]:
+    """The fewest that share one copy of the weights and suffice: these, more in a node, more nodes of at least 8."""
+    mesh = {"fsdp_type": "full_shard", "dp_shard": None, "dp_replicate": None}
+    spread = replace(config, distributed=replace(config.distributed, **mesh))  # type: ignore[arg-type]
+    changed = [
+        f"distributed.{name}={'null' if value is None else value}"
+        for name, value in mesh.items()
+        if getattr(config.distributed, name) != value
+    ]
+    whole = max(gpus, NODE)
+    places = [(gpus, nodes), *((each, nodes) for each in (2, 4, NODE) if each > gpus)]
+    places += [(whole, nodes * 2**i) for i in range(1, MOST_NODES.bit_length()) if nodes * 2**i <= MOST_NODES]
+    for each, count in places:
+        if fits(setting_of(spread, model, each * count)):
+            machine = [f"gpus={each}"] * (each != gpus) + [f"nodes={count}"] * (count != nodes)
+            yield Remedy(" ".join(machine + changed), f"{each * count} GPUs share one copy of the weights")
             return
-        more *= 2
 
 
 def _batch(config: TrainConfig, size: int) -> TrainConfig:

@@ -54,6 +54,23 @@ def test_a_run_that_does_not_fit_says_what_would():
     assert hopeless.remedies == []
 
 
+@pytest.mark.parametrize(("args", "told"), [
+    (["distributed.fsdp_type=no_shard", "gpu_gib=5"], "distributed.fsdp_type=full_shard"),
+    (["distributed.dp_shard=8"], "nodes=2 distributed.dp_shard=null"),
+    (["distributed.dp_replicate=2", "gpu_gib=5"], "distributed.dp_replicate=null"),
+    ([], "nodes=2"),
+    (["gpus=1"], "gpus=8 nodes=2"),
+    (["gpus=4", "gpu_gib=5"], "gpus=8"),
+])  # fmt: skip
+def test_more_gpus_are_suggested_with_the_mesh_that_takes_them(args, told):
+    args = [
+        "gpu_gib=3", "context_gib=0", "model.n_layers=40", "model.dim=2048", "data.batch_size=1",
+        "data.global_batch_size=8", "distributed.activation_checkpointing=full", *args,
+    ]  # fmt: skip
+    assert [remedy.arguments for remedy in plan_of(*args).remedies] == [told]
+    assert plan_of(*args, *told.split()).fits
+
+
 def test_an_open_global_batch_grows_with_the_micro_batch():
     plan = plan_of("data.global_batch_size=null", "gpu_gib=20")
     assert plan.mode.largest > 16
