@@ -222,7 +222,6 @@ def lingua_step(args: argparse.Namespace, world: World) -> Step:
 
     model = LMTransformer(LMTransformerArgs(vocab_size=args.vocab, **lingua_sizes(model_config(args))))
     model.init_weights()
-    model.config = model_config(args)  # which `parallelize` asks for
     parallelize(model.to(world.device), world, distributed(args))
     optimizer, schedule = theirs(model, OptimArgs(), 1000)
     tokens = make_tokens(args, world)

@@ -20,6 +20,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from topklm.errors import ConfigError, Problem
 from topklm.model.linear import PRODUCTS
 from topklm.sparsity import SAVED_OPS, activations_of, set_kernel
+from topklm.sparsity.blocks import find_blocks, stream_dim
 from topklm.sparsity.kernels.choice import KernelChoice
 
 log = logging.getLogger("topklm.train")
@@ -227,7 +228,7 @@ def parallelize(model: nn.Module, world: World, config: DistributedConfig) -> No
 
 def _choose_kernel(model: nn.Module, device: torch.device, config: DistributedConfig) -> None:
     """How TopK blocks compute. Raises `ConfigError` where the kernel was asked for and cannot run, before any step."""
-    dim: Any = model.config.dim
+    dim = stream_dim(model, find_blocks(model)) or 1  # unknown, a row that is too wide is met in the first step
     try:
         set_kernel(model, config.topk_kernel)
         able = [activation.kernel for activation in activations_of(model) if activation.has_kernel]

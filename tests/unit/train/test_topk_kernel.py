@@ -27,6 +27,16 @@ def test_every_sparse_block_has_it(kernel):
     assert set_up(kernel, topk=None) == []
 
 
+@pytest.mark.parametrize("width", [32, None])
+def test_any_model_with_layers_is_wrapped(width):
+    """Its width may stand in its norms, or nowhere."""
+    model = torch.nn.Module()
+    model.layers = torch.nn.ModuleList([torch.nn.Module()])
+    if width:
+        model.layers[0].norm = torch.nn.RMSNorm(width)
+    parallelize(model, World(0, 0, 1, torch.device("cpu")), DistributedConfig(model_dtype="fp32"))
+
+
 def test_what_cannot_be_had_is_an_error_of_its_key():
     for topk in (TopKConfig(k=4, n_dense_tail=1), TopKConfig(activation="relu", n_dense_tail=1)):
         with pytest.raises(ConfigError, match=r"distributed\.topk_kernel.*take auto"):
