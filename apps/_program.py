@@ -42,7 +42,8 @@ def run(
         code = main(load_config(schema, args))
     except (TopklmError, OSError, KeyboardInterrupt) as error:  # OSError: a place that cannot be written, a full disk
         log.debug("traceback", exc_info=True)
-        print(f"{program}: {str(error) or 'interrupted'}", file=sys.stderr)
+        # In one piece: print() writes the end of the line by itself, and lines of several ranks would run together.
+        sys.stderr.write(f"{program}: {str(error) or 'interrupted'}\n")
         code = exit_code_of(error)
     _leave(code or 0)
 

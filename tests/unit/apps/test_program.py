@@ -1,6 +1,7 @@
 """What all programs do around their main function."""
 
 import os
+import socket
 import subprocess
 import sys
 
@@ -16,3 +17,11 @@ def test_help_into_a_pipe_that_is_closed_early_is_no_error():
     os.close(write)
     assert done.stderr == ""
     assert done.returncode == 141  # as of a program that SIGPIPE ended
+
+
+def test_an_error_is_told_in_one_piece():
+    """Several ranks write to one pipe: what is written in two pieces, their lines run together."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours, theirs:
+        subprocess.run([sys.executable, "-m", "apps.train", "steps=0"], cwd=ROOT, stderr=theirs, check=False)
+        assert ours.recv(10_000).endswith(b"\n")
