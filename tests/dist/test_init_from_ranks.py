@@ -71,8 +71,6 @@ def test_bf16_compute_keeps_the_sources_values_in_fp32(retrofit, source, tmp_pat
 
 
 def test_wrong_settings_are_told_before_ranks_meet(retrofit, tmp_path):
-    done = run_app(
-        "apps.train", *retrofit, "model.dim=32", "distributed.dp_shard=3", f"dump_dir={tmp_path}", check=2
-    )
+    done = run_app("apps.train", *retrofit, "model.dim=32", "distributed.dp_shard=3", f"dump_dir={tmp_path}", check=2)
     assert "model.dim" in done.stderr
     assert "distributed.dp_shard" in done.stderr
