@@ -54,5 +54,6 @@ def draw(weights: Tensor, uniform: Tensor) -> Tensor:
     cumulative = weights.cumsum(-1, dtype=torch.float64)
     total = cumulative[:, -1:].contiguous()
     index = torch.searchsorted(cumulative, uniform.double()[:, None] * total, right=True)
-    # Rounding can make the product the total itself; the last token that adds to the sum is the answer then.
-    return torch.minimum(index, torch.searchsorted(cumulative, total))[:, 0]
+    # Rounding can make the product the total itself; the last token that adds to the sum is the answer then. Of NaNs
+    # nothing is found; whoever looks at ln p of the token sees them.
+    return torch.minimum(index, torch.searchsorted(cumulative, total)).clamp_max(weights.shape[1] - 1)[:, 0]

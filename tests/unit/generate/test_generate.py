@@ -224,6 +224,8 @@ def test_logits_that_are_not_finite_are_an_error(model):
         broken.norm.weight[3] = math.nan
     with pytest.raises(NonFiniteError, match="prompt 0"):
         generate(broken, BYTES, ["a"], SamplingConfig())
+    with pytest.raises(NonFiniteError, match="prompt 0"):  # all of the model's ids can be drawn
+        generate(broken, None, [[1]], SamplingConfig())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
