@@ -116,12 +116,13 @@ def needed(setting: Setting, slack: float, context: float) -> float:
 
 
 def _loss(setting: Setting) -> float:
-    """While the loss is made: the normed stream and its gradient, the head's gradient in fp32, and logits of a chunk:
-    two of fp32, beside what the chunk before has left: its own and its share of the head's gradient (model/loss.py)."""
+    """While the loss is made: the normed stream and its gradient, and of a chunk its logits and softmax in fp32, or the
+    softmax, its rounded gradient and its share of the head's gradient, which is summed in fp32 (model/loss.py)."""
     model, w = setting.model, setting.width
     chunk = min(setting.tokens, model.loss_chunk) * model.vocab_size
     head = model.vocab_size * model.dim
     several = setting.tokens > model.loss_chunk
-    left = (6 if w == 2 else 4) * chunk  # the last logits, and in bf16 their gradient rounded
-    logits = 8 * chunk + (left + w * head) * several
-    return 2 * w * setting.tokens * model.dim + 4 * head + logits
+    total = 4 * head if several or w == 2 else 0  # in fp32 the share of the only chunk is the sum
+    return 2 * w * setting.tokens * model.dim + max(
+        8 * chunk + 4 * head * several, (6 if w == 2 else 4) * chunk + w * head + total
+    )

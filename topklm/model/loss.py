@@ -80,6 +80,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if ctx.needs_input_grad[1]:
                 part = weight_gradient(h, grad)
                 grad_weight = part.to(wide) if grad_weight is None else grad_weight.add_(part)
+                del part
+            del p, grad  # they would stay until the next chunk has its own
         # The head's gradient keeps the weight's dtype between forward and backward: that is what autograd returns.
         ctx.save_for_backward(
             grad_hidden if ctx.needs_input_grad[0] else None,
@@ -89,6 +91,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph=True
+            raise NotImplementedError("the chunked loss has no second derivative; take F.cross_entropy of the logits")
         (grad_output,) = grads
         grad_hidden, grad_weight = ctx.saved_tensors
         # grad_output stays fp32: rounded to bf16 it would scale all gradients by up to 0.4 %.

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.unit.budget.live import LiveBytes
 from topklm.model import IGNORE, linear_cross_entropy
 
 
@@ -82,6 +83,25 @@ def test_only_one_chunk_of_logits_is_held():
         loss = linear_cross_entropy(hidden, weight, torch.randint(0, v, (n,)), chunk)
     loss.backward()
     assert sum(saved) <= n * d + v * d
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_chunk_is_gone_when_the_next_one_is_made(dtype):
+    n, d, v, chunk = 256, 16, 4096, 64
+    hidden, weight = (torch.randn(size, d, dtype=dtype, requires_grad=True) for size in (n, v))
+    with LiveBytes([hidden, weight]) as live:
+        before = live.now
+        linear_cross_entropy(hidden, weight, torch.randint(0, v, (n,)), chunk)
+    logits_and_softmax, head, stream = 2 * 4 * chunk * v, 4 * v * d, hidden.numel() * dtype.itemsize
+    assert live.peak - before <= 1.01 * (logits_and_softmax + head + stream)
+
+
+def test_the_gradient_has_no_second_one():
+    """It is made in the forward pass, as a constant: what hangs on it would be left out of a second derivative."""
+    hidden, weight = torch.randn(5, 4, requires_grad=True), torch.randn(7, 4)
+    loss = linear_cross_entropy(hidden, weight, torch.randint(0, 7, (5,)))
+    with pytest.raises(NotImplementedError, match="second derivative"):
+        torch.autograd.grad(loss.square(), hidden, create_graph=True)
 
 
 def test_a_target_whose_probability_is_0_has_its_loss():
