@@ -7,21 +7,28 @@ Greedy, random weights, prompts of equal length: both do the same work per token
 median over alternating rounds; above 1 the cache is faster. `decode` is the time of a token once the prompt is in the
 cache. `same` is the share of the tokens on which both agree; in low precision TopK flips make them part. At the end
 the share of rows (layer, sequence, position) whose selection differs between cache and full forward pass, by dtype.
+
+python scripts/bench_generate.py --sparse 512 1024 2048 [--k 64] [--layers 6] [--batches 1 8] [--cpu-time]
+
+A decoding step whose queries, keys and values are made from the entries that are not zero, against the plain one, at
+these D (heads of 64, two dense blocks at the end). `pays after`: steps until the transposed copy has paid.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import itertools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from benchmarking import write_json
+from benchmarking import alternate, table, write_json
 
 from topklm.generate import SamplingConfig, generate
+from topklm.generate.sparse_inputs import sparse_inputs
 from topklm.model import KVCache, ModelConfig, Transformer, build_model
 from topklm.sparsity import TopKConfig
 from topklm.sparsity.activation import Activation
@@ -112,6 +119,61 @@ def parity(model: Transformer, length: int, prefill: int, batch: int) -> tuple[f
     return differ.double().mean().item(), (cached - full)[:, prefill:].abs().max().item()
 
 
+def decoder(model: Transformer, prompts: torch.Tensor, new: int) -> Callable[[], torch.Tensor]:
+    """Decodes `new` tokens greedily after prompts [B, T], again and again; gives the last logits [B, V]."""
+    weight = model.head_weight
+    cache = KVCache(model.config, len(prompts), prompts.shape[1] + new, device=weight.device, dtype=weight.dtype)
+    with torch.no_grad():
+        first = model(prompts, cache=cache)[:, -1]
+
+    @torch.no_grad()
+    def decode() -> torch.Tensor:
+        cache.rewind([prompts.shape[1]] * len(prompts))
+        logits = first
+        for _ in range(new):
+            logits = model(logits.argmax(-1, keepdim=True), cache=cache)[:, 0]
+        return logits
+
+    return decode
+
+
+def sparse_over_dense(dim: int, args: argparse.Namespace) -> Iterator[dict[str, float | None]]:
+    """A row of the table for every batch."""
+    config = ModelConfig(
+        dim=dim, n_layers=args.layers, n_heads=dim // 64, vocab_size=args.vocab, max_seqlen=args.prompts[0] + args.new
+    )
+    dense = build_model(config, TopKConfig(k=args.k)).to(args.device, DTYPES[args.dtype]).eval()
+    sparse = copy.deepcopy(dense, {id(parameter): parameter for parameter in dense.parameters()})  # the same weights
+    began = time.perf_counter()
+    with sparse_inputs(sparse, "on", rows=1, steps=1) as blocks:
+        seconds = time.perf_counter() - began
+        for batch in args.batches:
+            generator = torch.Generator().manual_seed(batch)
+            prompts = torch.randint(0, args.vocab, (batch, args.prompts[0]), generator=generator).to(args.device)
+            runs = {"dense": decoder(dense, prompts, args.new), "sparse": decoder(sparse, prompts, args.new)}
+            differ = (runs["dense"]() - runs["sparse"]()).abs().max().item()
+            times = alternate(runs, args.rounds, cpu_time=args.cpu_time)
+            saved = (times.median("dense") - times.median("sparse")) / args.new
+            low, high = times.spread("dense", "sparse")
+            yield {
+                "dim": dim, "batch": batch, "blocks": blocks, "ms": 1e3 * times.median("dense") / args.new,
+                "ratio": times.ratio("dense", "sparse"), "low": low, "high": high, "logits": differ,
+                "copy_ms": 1e3 * seconds, "pays_after": seconds / saved if saved > 0 else None,
+            }  # fmt: skip
+
+
+def print_sparse(args: argparse.Namespace) -> None:
+    rows = [row for dim in args.sparse for row in sparse_over_dense(dim, args)]
+    columns = ["D", "rows", "blocks", "ms a step", "x (quartiles)", "pays after", "largest difference of logits"]
+    print(f"L = {args.layers}, k = {args.k}, V = {args.vocab}, {args.device}, {args.dtype}, {args.threads} threads")
+    shown = [
+        [r["dim"], r["batch"], r["blocks"], f"{r['ms']:.1f}", f"{r['ratio']:.2f} ({r['low']:.2f} - {r['high']:.2f})",
+         "never" if r["pays_after"] is None else f"{r['pays_after']:.0f} steps", f"{r['logits']:.1g}"] for r in rows
+    ]  # fmt: skip
+    print(table(columns, shown))
+    write_json(args.out, vars(args), rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
@@ -127,9 +189,13 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--new", type=int, default=32, help="tokens of a completion")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--sparse", type=int, nargs="+", metavar="D", help="sparse inputs against plain ones instead")
+    parser.add_argument("--cpu-time", action="store_true", help="of the process, for busy machines; with --sparse")
     parser.add_argument("--out", type=Path, default=Path("bench_generate.json"))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    if args.sparse:
+        return print_sparse(args)
     config = ModelConfig(
         dim=args.dim, n_layers=args.layers, n_heads=args.heads, n_kv_heads=args.kv_heads, vocab_size=args.vocab,
         max_seqlen=max(args.prompts) + args.new,

@@ -18,6 +18,7 @@ from topklm.generate.progress import GenerateProgress
 from topklm.generate.prompts import encode_prompts
 from topklm.generate.row import Row
 from topklm.generate.sampling import choose, uniforms
+from topklm.generate.sparse_inputs import SparseProjections, sparse_inputs
 from topklm.model import KVCache, ModelConfig, Transformer
 
 log = logging.getLogger("topklm.generate")
@@ -38,6 +39,7 @@ def generate(
     numbers: Sequence[int] | None = None,
     stream: Stream | None = None,
     progress: bool = False,
+    sparse_projections: SparseProjections = "auto",
 ) -> list[list[Completion]]:
     """Complete every prompt `config.n_samples` times: [prompt][sample], in the order of the prompts.
 
@@ -46,7 +48,8 @@ def generate(
     (`model.config.max_seqlen` if None): a completion that meets the end says so ("context"), and so does a warning.
     A draw is a function of (seed, number of the prompt, sample, step): `numbers` has those numbers, 0, 1, ... if None,
     so that a part of many prompts gets the completions that it gets among all.
-    `stream` receives text while it is made; `progress` shows a bar.
+    `stream` receives text while it is made; `progress` shows a bar. `sparse_projections`: whether blocks behind a TopK
+    read only the entries that are not zero, which changes no more than rounding ("auto": where it is faster).
 
     The model runs where it is, in its own dtype and at its present alpha. Without a tokenizer (for prompts of ids)
     there is neither text nor EOS. Raises `ConfigError` before anything is generated, with all problems: prompts that
@@ -65,7 +68,8 @@ def generate(
         order.sort(key=lambda i: len(encoded[i]))
     rows = [Row(p, s, encoded[p], context, config, tokenizer) for p in order for s in range(config.n_samples)]
     n_ids = model.config.vocab_size if tokenizer is None else min(tokenizer.vocab_size, model.config.vocab_size)
-    with GenerateProgress(len(rows), progress) as shown:
+    sparse = sparse_inputs(model, sparse_projections, rows=min(batch_size, len(rows)), steps=config.max_tokens)
+    with GenerateProgress(len(rows), progress) as shown, sparse:
         for start in range(0, len(rows), batch_size):
             _complete(model, rows[start : start + batch_size], config, numbers, n_ids, stream, shown)
     results = {(row.prompt, row.sample): row.completion() for row in rows}

@@ -146,7 +146,7 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: LayerCache | None = None
     ) -> Tensor:
-        q, k, v = (w(x).unflatten(-1, (-1, self.head_width)) for w in (self.wq, self.wk, self.wv))  # [B, T, H, d]
+        q, k, v = (t.unflatten(-1, (-1, self.head_width)) for t in self.project(x))  # [B, T, H, d]
         q, k = rotate(q, *rope), rotate(k, *rope)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # [B, H, T, d]
         if cache is not None:
@@ -158,6 +158,10 @@ class Attention(nn.Module):
         else:
             out = continued_attention(q, k, v, mask)
         return self.wo(out.transpose(1, 2).flatten(2))  # [B, T, D]
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, T, H d], keys and values [B, T, H_kv d] of x [B, T, D]: the seam for who knows more of x."""
+        return self.wq(x), self.wk(x), self.wv(x)
 
 
 def continued_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
