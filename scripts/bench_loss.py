@@ -9,17 +9,13 @@ Prints median time and peak memory, each as a ratio to the plain form of the sam
 from __future__ import annotations
 
 import argparse
-import resource
-import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from benchmarking import write_json
+from benchmarking import alternate, memory_of, peak_memory, write_json
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -56,22 +52,16 @@ def main() -> None:
     parser.add_argument("--memory-of", choices=FORMS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.memory_of:
-        print(peak_memory(args))
+        run = make(args)
+        print(peak_memory(lambda: run(args.memory_of)))
         return
-    # Before this process grows: on Linux a child inherits the highest memory of its parent.
-    memory = {name: memory_in_own_process(name) for name in FORMS}
+    memory = {name: memory_of("--memory-of", name) for name in FORMS}  # before this process grows
     run = make(args)
-    times: dict[str, list[float]] = {name: [] for name in FORMS}
-    for round_ in range(args.rounds + 1):
-        for name in FORMS:
-            began = time.perf_counter()
-            run(name)
-            if round_:
-                times[name].append(time.perf_counter() - began)
+    times = alternate({name: partial(run, name) for name in FORMS}, args.rounds)
     print(f"{args.tokens} tokens, D {args.dim}, V {args.vocab}, chunk {args.chunk}: time and peak memory, x plain")
     results = []
-    for name, seconds in times.items():
-        ratio = statistics.median(a / b for a, b in zip(seconds, times["plain"], strict=True))
+    for name in FORMS:
+        ratio = times.ratio(name, "plain")
         print(f"  {name:11s} {ratio:6.2f}   {memory[name] / memory['plain']:6.2f}")
         results.append({"form": name, "time": ratio, "memory": memory[name] / memory["plain"]})
     write_json(args.out, vars(args), results)
@@ -87,28 +77,8 @@ def make(args: argparse.Namespace) -> Callable[[str], None]:
     def run(name: str) -> None:
         FORMS[name](h, w, t, args.chunk).backward()
         h.grad = w.grad = None
-        if device.type == "cuda":
-            torch.cuda.synchronize()
 
     return run
-
-
-def peak_memory(args: argparse.Namespace) -> float:
-    """Bytes beyond what the inputs take."""
-    run = make(args)
-    if torch.cuda.is_available():
-        before = torch.cuda.memory_allocated()
-        run(args.memory_of)
-        return torch.cuda.max_memory_allocated() - before
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    run(args.memory_of)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-
-
-def memory_in_own_process(name: str) -> float:
-    """A process's highest memory never falls, so each form gets a process of its own."""
-    command = [sys.executable, *sys.argv, "--memory-of", name]
-    return float(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
 
 
 if __name__ == "__main__":
