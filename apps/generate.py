@@ -60,9 +60,9 @@ class GenerateConfig(SamplingConfig):
     """Where it runs: cpu, cuda, cuda:1; auto: a GPU if there is one."""
     dtype: Dtype = "fp32"
     """Precision of weights, computation and cache."""
-    sparse_projections: Literal["auto", "on", "off"] = "auto"
+    sparse_projections: Literal["auto", "always", "never"] = "auto"
     """Whether a block behind a TopK reads only the entries that are not zero: the same text to rounding. auto: where it
-    is faster by measurement; on: wherever it can; off: nowhere."""
+    is faster by measurement; always: wherever it can be done; never: nowhere."""
     show: Literal["live", "end", "none"] = "live"
     """Whether completions are printed while they are made, when all are finished, or not at all."""
     echo: bool = True

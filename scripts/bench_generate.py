@@ -145,7 +145,7 @@ def sparse_over_dense(dim: int, args: argparse.Namespace) -> Iterator[dict[str, 
     dense = build_model(config, TopKConfig(k=args.k)).to(args.device, DTYPES[args.dtype]).eval()
     sparse = copy.deepcopy(dense, {id(parameter): parameter for parameter in dense.parameters()})  # the same weights
     began = time.perf_counter()
-    with sparse_inputs(sparse, "on", rows=1, steps=1) as blocks:
+    with sparse_inputs(sparse, "always", rows=1, steps=1) as blocks:
         seconds = time.perf_counter() - began
         for batch in args.batches:
             generator = torch.Generator().manual_seed(batch)

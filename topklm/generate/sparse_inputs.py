@@ -23,8 +23,8 @@ from topklm.sparsity.patch import ACTIVATION, STATE
 
 log = logging.getLogger("topklm.generate")
 
-SparseProjections = Literal["auto", "on", "off"]
-LEAST_DIM, LEAST_RATIO, MOST_ROWS, LEAST_STEPS = 2048, 32, 4, 64
+SparseProjections = Literal["auto", "always", "never"]
+LEAST_DIM, LEAST_RATIO, MOST_ROWS, LEAST_STEPS = 1024, 16, 8, 64
 """Where "auto" takes it: D, D / k, sequences together, tokens of a completion at most (the copy takes the time of some
 tokens). Measured (docs/performance.md), and fixed: digits of a completion must not depend on what was fast today."""
 _ROWS = "_sparse_inputs"
@@ -54,20 +54,20 @@ def sparse_inputs(model: Transformer, choice: SparseProjections, *, rows: int, s
     """Inside, blocks of `model` that read a cut stream project single positions by its nonzero entries; gives how many
     blocks do. Weights, classes and state dict are afterwards what they were.
 
-    "on": every block where it is exact: behind a block whose TopK has alpha = 0, native, neither compiled nor sharded,
-    with plain projections that nobody hooks. "auto": these where it is faster by measurement, for `rows` sequences
-    decoded together and at most `steps` tokens of each. It costs a second copy of their weights, D (H + 2 H_kv) d each.
+    "always": every native block behind one whose TopK has alpha = 0, if it is neither compiled nor sharded and its
+    projections are plain, with no hooks. "auto": these where it is faster by measurement, for `rows` sequences decoded
+    together and at most `steps` tokens of each. It costs a second copy of their weights, D (H + 2 H_kv) d numbers each.
     """
     found = [
         (block.attention, k)
-        for block, k in ([] if choice == "off" else _behind_cuts(model))
-        if (choice == "on" or _is_faster(block, k, rows, steps)) and _is_plain(block)
+        for block, k in ([] if choice == "never" else _behind_cuts(model))
+        if (choice == "always" or _is_faster(block, k, rows, steps)) and _is_plain(block)
     ]
     try:
         for attention, k in found:
             attention.__dict__[_ROWS] = _transposed(attention), k
             attention.__class__ = SparseInputAttention
-        if found or choice == "on":
+        if found or choice == "always":
             _tell(len(found), len(model.layers), sum(a.__dict__[_ROWS][0].nbytes for a, _ in found))
         yield len(found)
     finally:

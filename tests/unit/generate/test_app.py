@@ -23,6 +23,9 @@ def test_a_file_of_settings_and_the_names_of_meta_lingua(tmp_path, caplog):
     assert "max_prompt_len: prompts are never cut" in caplog.text
     plain = load_config(GenerateConfig, ["ckpt=a", "prompt=null", "max_tokens=5", "stop=[b]"])
     assert (plain.prompt, plain.sampling.max_tokens, plain.sampling.stop) == ("null", 5, ["b"])
+    for choice in ("auto", "always", "never"):  # texts in YAML, which on and off are not
+        config = load_config(GenerateConfig, ["ckpt=a", "prompt=b", f"sparse_projections={choice}"])
+        assert config.sparse_projections == choice
 
 
 def test_everything_that_is_wrong_is_told_at_once():

@@ -61,7 +61,7 @@ def test_logits_of_a_decode_are_those_of_the_dense_way(sizes, bags):
     model = small(**sizes)
     expected = decoded(model)
     assert not bags
-    with sparse_inputs(model, "on", rows=3, steps=9) as blocks:
+    with sparse_inputs(model, "always", rows=3, steps=9) as blocks:
         assert blocks == 3  # 1, 2 and 3: block 0 reads the embedding, block 4 a dense one
         found = decoded(model)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
@@ -73,7 +73,7 @@ def test_logits_of_a_decode_are_those_of_the_dense_way(sizes, bags):
 def test_negative_entries_count_as_well(form, bags):
     model = small(TopKConfig(k=30, n_dense_tail=0, anneal_form=form))
     expected = decoded(model)
-    with sparse_inputs(model, "on", rows=3, steps=9):
+    with sparse_inputs(model, "always", rows=3, steps=9):
         torch.testing.assert_close(decoded(model), expected, rtol=0, atol=1e-12)
     assert (max(bags) == 3 * 30) == (form == "identity")
 
@@ -85,10 +85,10 @@ def test_completions_and_draws_are_the_same(temperature, batch_size, bags):
     config = SamplingConfig(max_tokens=12, temperature=temperature, n_samples=2, seed=3)
     made = {
         choice: generate(model, None, PROMPTS, config, batch_size=batch_size, context=18, sparse_projections=choice)
-        for choice in ("off", "on")
+        for choice in ("never", "always")
     }
     assert bags
-    for off, on in zip(*([c for row in made[x] for c in row] for x in ("off", "on")), strict=True):
+    for off, on in zip(*([c for row in made[x] for c in row] for x in made), strict=True):
         assert (on.ids, on.finish_reason) == (off.ids, off.finish_reason)
         assert on.logprobs == pytest.approx(off.logprobs, abs=1e-12)
 
@@ -97,7 +97,7 @@ def test_completions_and_draws_are_the_same(temperature, batch_size, bags):
 def test_nothing_changes_where_nothing_is_cut_to_k(topk, bags):
     model = small(topk)
     expected = decoded(model)
-    with sparse_inputs(model, "on", rows=3, steps=9) as blocks:
+    with sparse_inputs(model, "always", rows=3, steps=9) as blocks:
         assert blocks == 0
         assert torch.equal(decoded(model), expected)
     assert not bags
@@ -107,11 +107,11 @@ def test_nothing_changes_while_annealing(bags):
     model = small()
     set_alpha(model, 0.25)
     expected = decoded(model)
-    with sparse_inputs(model, "on", rows=3, steps=9) as blocks:
+    with sparse_inputs(model, "always", rows=3, steps=9) as blocks:
         assert blocks == 0
         assert torch.equal(decoded(model), expected)
     set_alpha(model, 0)
-    with sparse_inputs(model, "on", rows=3, steps=9) as blocks:
+    with sparse_inputs(model, "always", rows=3, steps=9) as blocks:
         assert blocks == 3
         set_alpha(model, 0.25)  # meanwhile: the entries are too many, and are seen to be
         assert torch.equal(decoded(model), expected)
@@ -137,13 +137,13 @@ def test_the_model_is_afterwards_what_it_was_also_after_an_error():
         raise KeyboardInterrupt
 
     config = SamplingConfig(max_tokens=5, temperature=0)
-    generate(model, None, PROMPTS, config, sparse_projections="on")
+    generate(model, None, PROMPTS, config, sparse_projections="always")
     check()
     with pytest.raises(KeyboardInterrupt):
-        generate(model, None, PROMPTS, config, stream=fail, sparse_projections="on")
+        generate(model, None, PROMPTS, config, stream=fail, sparse_projections="always")
     check()
-    with sparse_inputs(model, "on", rows=1, steps=1) as outer, sparse_inputs(model, "on", rows=1, steps=1) as inner:
-        assert (outer, inner) == (3, 0)
+    with sparse_inputs(model, "always", rows=1, steps=1), sparse_inputs(model, "always", rows=1, steps=1) as blocks:
+        assert blocks == 0  # the outer one does them already
     check()
 
 
@@ -161,9 +161,9 @@ def test_interventions_act_as_before(change, bags):
     one = Intervention(layers=[0, 2], neurons=[*range(0, 32, 3)], positions="generated", **change)
     config = SamplingConfig(max_tokens=10, temperature=0, stop_at_eos=False)
     with intervene(model, [one]):
-        off = generate(model, None, PROMPTS, config, sparse_projections="off")
-        on = generate(model, None, PROMPTS, config, sparse_projections="on")
-    plain = generate(model, None, PROMPTS, config, sparse_projections="off")
+        off = generate(model, None, PROMPTS, config, sparse_projections="never")
+        on = generate(model, None, PROMPTS, config, sparse_projections="always")
+    plain = generate(model, None, PROMPTS, config, sparse_projections="never")
     assert [c.logprobs for (c,) in off] != [c.logprobs for (c,) in plain]
     for (a,), (b,) in zip(off, on, strict=True):
         assert a.ids == b.ids
@@ -180,7 +180,7 @@ def test_any_input_is_projected_as_it_is(data):
     x = torch.tensor(data.draw(values), dtype=torch.float64).view(rows, 1, 32)
     x = x * (torch.arange(32) < data.draw(st.integers(0, 32)))
     expected = attention.project(x)
-    with torch.no_grad(), sparse_inputs(model, "on", rows=rows, steps=1), pytest.MonkeyPatch.context() as patch:
+    with torch.no_grad(), sparse_inputs(model, "always", rows=rows, steps=1), pytest.MonkeyPatch.context() as patch:
         if int(x.count_nonzero()) > k * rows:
             patch.setattr(F, "embedding_bag", lambda *args, **kwargs: pytest.fail("more than k"))
         found = attention.project(x)
@@ -194,16 +194,16 @@ ONE = small(**GROUPED)
 def test_what_is_not_finite_stays_so():
     model = small()
     attention = model.layers[1].attention
-    with torch.no_grad(), sparse_inputs(model, "on", rows=2, steps=1):
+    with torch.no_grad(), sparse_inputs(model, "always", rows=2, steps=1):
         x = torch.zeros(2, 1, 32, dtype=torch.float64)
         x[1] = torch.nan
         assert [t.isnan().any(-1).tolist() for t in attention.project(x)] == [[[False], [True]]] * 3
     with torch.no_grad():
         attention.wv.weight[3, 5] = torch.inf  # 0 x inf is NaN
-    with sparse_inputs(model, "on", rows=2, steps=1) as blocks:
+    with sparse_inputs(model, "always", rows=2, steps=1) as blocks:
         assert blocks == 2
     with pytest.raises(NonFiniteError):
-        generate(model, None, PROMPTS, SamplingConfig(max_tokens=3), sparse_projections="on")
+        generate(model, None, PROMPTS, SamplingConfig(max_tokens=3), sparse_projections="always")
 
 
 def test_projections_that_are_not_plain_stay():
@@ -211,13 +211,13 @@ def test_projections_that_are_not_plain_stay():
     seen = []
     hook = model.layers[1].attention.wq.register_forward_hook(lambda *args: seen.append(1))
     model.layers[2].attention.wk = torch.nn.Sequential(model.layers[2].attention.wk)  # an adapter's wrapper
-    with sparse_inputs(model, "on", rows=1, steps=1) as blocks:
+    with sparse_inputs(model, "always", rows=1, steps=1) as blocks:
         assert blocks == 1
         decoded(model, steps=2)
     assert len(seen) == 3
     hook.remove()
     model.layers[3].compile(backend="eager")
-    with sparse_inputs(model, "on", rows=1, steps=1) as blocks:
+    with sparse_inputs(model, "always", rows=1, steps=1) as blocks:
         assert blocks == 1  # block 1, free of its hook
         assert type(model.layers[3].attention) is Attention
 
@@ -235,7 +235,7 @@ def test_the_rule_knows_sizes_only(monkeypatch):
     assert blocks(small()) == blocks(small(dtype=torch.bfloat16)) == 0
     assert blocks(small(TopKConfig(k=7), dtype=torch.float32)) == 0
     assert blocks(small(dim=24, n_heads=4, dtype=torch.float32, topk=TopKConfig(k=4))) == 0
-    with sparse_inputs(fits, "off", rows=1, steps=9) as n:
+    with sparse_inputs(fits, "never", rows=1, steps=9) as n:
         assert n == 0
 
 
@@ -247,7 +247,7 @@ def test_other_precisions(dtype, bags):
     x[:, :, ::7] = torch.randn(2, 1, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
     with torch.no_grad():
         expected = attention.project(x)
-        with sparse_inputs(model, "on", rows=2, steps=1):
+        with sparse_inputs(model, "always", rows=2, steps=1):
             found = attention.project(x)
     assert bags == [10]
     for a, b in zip(found, expected, strict=True):
@@ -260,7 +260,7 @@ def test_it_is_told_once_and_what_it_costs(caplog):
     module._tell.cache_clear()
     model = small(dtype=torch.float32)
     for _ in range(2):
-        generate(model, None, PROMPTS, SamplingConfig(max_tokens=2), sparse_projections="on")
+        generate(model, None, PROMPTS, SamplingConfig(max_tokens=2), sparse_projections="always")
     assert caplog.text.count("sparse_projections: 3 of 5 blocks") == 1
     caplog.clear()
     generate(model, None, PROMPTS, SamplingConfig(max_tokens=2))
