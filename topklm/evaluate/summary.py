@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 
     from topklm.evaluate.checkpoints import Evaluated
 
+NEAR_CHANCE, NOT_RUN = "near chance", "not run"
+_STYLES = {NEAR_CHANCE: "yellow", NOT_RUN: "red"}
+
 
 def summary_table(evaluated: Evaluated) -> Table:
     """The figures of one checkpoint, for a terminal. n: documents of a task, scored tokens of held-out text; ±: one
@@ -24,7 +27,7 @@ def summary_table(evaluated: Evaluated) -> Table:
     for column in ("task", "n", "metric", "value", "±", "chance", ""):
         table.add_column(column, justify="left" if column in ("task", "metric", "") else "right", no_wrap=True)
     for row in _rows(evaluated):
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(cell, _STYLES.get(cell, "")) for cell in row))
     return table
 
 
@@ -45,10 +48,10 @@ def _rows(evaluated: Evaluated) -> Iterator[tuple[str, ...]]:
             shown = name if filter_ == "none" else key
             error = metrics.get(f"{name}_stderr,{filter_}")
             guess = _number(chance) if chance is not None and name.startswith("acc") else ""
-            yield label, n, shown, _number(value), _number(error), guess, "[yellow]near chance[/]" if is_near else ""
+            yield label, n, shown, _number(value), _number(error), guess, NEAR_CHANCE if is_near else ""
             label = n = ""
     for task in evaluated.failed:
-        yield task, "", "[red]not run[/]", "", "", "", ""
+        yield task, "", NOT_RUN, "", "", "", ""
 
 
 def _number(value: Any) -> str:
