@@ -34,7 +34,8 @@ what another library says of it, and for what differs from time to time.
 """
 OTHERS = {
     0: "done",
-    1: "an error of the program itself, with its traceback: please report it; of `apps.sweep`: some runs failed",
+    1: "an error of the program itself, with its traceback: please report it; of `apps.sweep`: some runs failed; "
+    "of `apps.plan`: it does not fit",
     errors.EXIT_PREEMPTED: "stopped by a signal after saving; start the same command again to go on",
     130: "stopped by Ctrl-C",
 }
