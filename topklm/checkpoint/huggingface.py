@@ -7,7 +7,6 @@ converted one tensor at a time. A GGUF file is read by transformers, which unpac
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
+from topklm.checkpoint.integrity import read_object
 from topklm.checkpoint.tensors import read_tensors
 from topklm.config import build
 from topklm.data import Tokenizer, load_tokenizer
@@ -63,7 +63,7 @@ def find_huggingface(path: Path) -> Path | None:
 
 def read_hf(path: Path) -> HFModel:
     """The configuration of what `find_huggingface` gave. Raises `CheckpointError` with all that is not supported."""
-    raw = _gguf_config(path) if path.is_file() else _read_json(path / _CONFIG)
+    raw = _gguf_config(path) if path.is_file() else read_object(path / _CONFIG, "download or export it again")
     try:
         model = config_from_hf(raw)
         topk, alpha = _activation(raw, model)
@@ -151,7 +151,7 @@ def _weight_files(path: Path) -> list[Path]:
             continue
         if not name.endswith(_INDEX):
             return [file]
-        parts = _read_json(file).get("weight_map")
+        parts = read_object(file, "download or export it again").get("weight_map")
         if not isinstance(parts, dict) or not parts:
             raise CheckpointError(f"{file} has no weight_map; download or export the model again")
         names = sorted(set(map(str, parts.values())))
@@ -208,13 +208,3 @@ def _gguf_weights(path: Path) -> dict[str, Tensor]:
 def _gguf_tokenizer(path: Path) -> Tokenizer:
     made = _gguf(path, "AutoTokenizer")
     return HFTokenizer(made.backend_tokenizer.to_str().encode(), made.bos_token_id, made.eos_token_id)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}; download or export it again") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds no object of settings")
-    return content

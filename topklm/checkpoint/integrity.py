@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from topklm.errors import CheckpointError
+
 FILES = "files.json"
 REQUIRED = (".metadata", "params.json", "train_state_00000.json")
 
@@ -25,6 +27,17 @@ def write_json(path: Path, content: Any) -> None:
         json.dump(content, file, indent=1, sort_keys=True)
         file.flush()
         os.fsync(file.fileno())
+
+
+def read_object(path: Path, remedy: str) -> dict[str, Any]:
+    """A JSON file that holds an object. Raises `CheckpointError` that ends in `remedy`."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}; {remedy}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, no object of settings; {remedy}")
+    return content
 
 
 def make_durable(path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from topklm.checkpoint.huggingface import (
     read_hf_activations,
     read_hf_weights,
 )
-from topklm.checkpoint.integrity import FILES, checkpoint_hash, defects
+from topklm.checkpoint.integrity import FILES, checkpoint_hash, defects, read_object
 from topklm.checkpoint.lingua import TRAIN_STATE, lingua_tokenizer, newest_of_lingua
 from topklm.checkpoint.store import ACTIVATIONS, list_checkpoints, newest_good
 from topklm.checkpoint.tensors import read_tensors
@@ -101,7 +100,7 @@ def read_description(checkpoint: Path) -> tuple[ModelConfig, TopKConfig | None, 
     if find_huggingface(checkpoint):
         hf = read_hf(checkpoint)
         return hf.model, hf.topk, {"huggingface": hf.raw}
-    run = _read_json(_beside(checkpoint, "params.json"))
+    run = read_object(_beside(checkpoint, "params.json"), "copy it again")
     try:
         config = dataclasses.replace(build(ModelConfig, run.get("model") or {}), backend="native")
         topk = build(TopKConfig, run["topk"]) if run.get("topk") else None
@@ -247,7 +246,7 @@ def _read_file(file: Path) -> tuple[dict[str, Tensor], int | None]:
 def _stored_step(checkpoint: Path) -> int | None:
     """What rank 0's train state says, which lies above a file that Lingua consolidated."""
     try:
-        return _read_json(_beside(checkpoint, TRAIN_STATE)).get("step")
+        return read_object(_beside(checkpoint, TRAIN_STATE), "copy it again").get("step")
     except CheckpointError:
         return None
 
@@ -280,13 +279,3 @@ def _beside(checkpoint: Path, name: str) -> Path:
     raise CheckpointError(
         f"{checkpoint}: there is no {name} in {there}; copy it there from where the model was trained"
     )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}; copy it again") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, no object of settings; copy it again")
-    return content
